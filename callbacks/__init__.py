@@ -1,0 +1,5 @@
+"""Drop-in callbacks: each method of the collection that fits any LightningModule."""
+
+from lit_methods.callbacks.banded_square_root_noise import BandedSquareRootNoise
+
+__all__ = ["BandedSquareRootNoise"]

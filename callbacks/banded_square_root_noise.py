@@ -1,0 +1,270 @@
+"""Differentially private training of any LightningModule, with banded square root noise, as a callback."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.nn.parallel import DistributedDataParallel
+
+from lit_methods.differential_privacy.accounting import FixedOrderAccounting
+from lit_methods.differential_privacy.factorization import BandedSquareRoot, Factorization, Participation
+from lit_methods.differential_privacy.guards import check_normalization, check_optimization, check_trainer
+from lit_methods.differential_privacy.noise import CorrelatedNoise
+from lit_methods.differential_privacy.plan import PrivacyPlan, trained_parameters
+from lit_methods.differential_privacy.samplers import FixedOrderBatchSampler, fixed_order_loader
+from lit_methods.differential_privacy.workload import Workload
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from torch.utils.data import DataLoader
+
+    from lit_methods.differential_privacy.gradients import PerSampleGradients
+    from lit_methods.differential_privacy.optimizer import CorrelatedNoiseOptimizer
+
+
+class BandedSquareRootNoise(Callback):
+    """Trains with differential privacy by banded square root (BSR) noise (Kalinin & Lampert 2024, arXiv 2405.13763).
+
+    Momentum and weight decay are read from the optimizer, the training loader is rebuilt in one frozen random order,
+    the noise is calibrated to the steps that will really run, per-sample gradients come from Opacus' hooks. After the
+    fit the module and its optimizer are as they were.
+
+    Needs automatic optimization, one optimizer, a map-style training set, and no BatchNorm. Takes gradient
+    accumulation, bf16, schedulers, DDP (with ``use_distributed_sampler=False``), checkpoint and resume.
+
+    Args:
+        epsilon: Budget of the whole run. Either this or ``noise_multiplier``.
+        delta: The ``delta`` of the guarantee; well below one over the number of examples.
+        max_grad_norm: Clip norm of one example's gradient.
+        bandwidth: Bandwidth ``p`` of BSR; 1 is DP-SGD's independent noise, ``None`` lets the number of batches per
+            epoch and the memory decide.
+        factorization: Another strategy in place of BSR.
+        noise_multiplier: Noise over sensitivity of the whole run, in place of ``epsilon``.
+        loss_reduction: How the module's loss takes a batch together.
+        order_seed: Seed of the frozen partition of the training set into batches.
+        allow_limited_batches: Accept ``limit_train_batches`` and ``overfit_batches``, and plan for them.
+        unsafe_seed: Seed of the noise for tests; whoever knows it can subtract the noise.
+
+    Guarantees:
+        - All models of the run together are ``(epsilon, delta)``-DP against leaving out one training example.
+        - No step beyond the planned number is taken.
+        - A resumed run continues bit for bit, or is refused.
+
+    Raises:
+        ValueError: On parameters out of range, or both or none of ``epsilon`` and ``noise_multiplier``.
+    """
+
+    def __init__(
+        self,
+        epsilon: float | None = None,
+        delta: float = 1e-5,
+        max_grad_norm: float = 1.0,
+        bandwidth: int | None = None,
+        factorization: Factorization | None = None,
+        noise_multiplier: float | None = None,
+        loss_reduction: Literal["mean", "sum"] = "mean",
+        order_seed: int = 0,
+        allow_limited_batches: bool = False,
+        unsafe_seed: int | None = None,
+    ) -> None:
+        """See the class."""
+        super().__init__()
+        if (epsilon is None) == (noise_multiplier is None):
+            raise ValueError(
+                f"Give either epsilon or noise_multiplier, but got epsilon={epsilon!r} and"
+                f" noise_multiplier={noise_multiplier!r}."
+            )
+        for name, value, least in (("epsilon", epsilon, False), ("noise_multiplier", noise_multiplier, True)):
+            if value is not None and not (value > 0 or (least and value == 0)):
+                raise ValueError(f"{name} must be above 0, but is {value!r}.")
+        if not 0 < delta < 1:
+            raise ValueError(f"delta must lie in (0, 1), but is {delta!r}.")
+        if not max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm must be above 0, but is {max_grad_norm!r}.")
+        if bandwidth is not None and factorization is not None:
+            raise ValueError(
+                f"bandwidth={bandwidth!r} belongs to the default BandedSquareRoot. Set it in the factorization instead."
+            )
+        self.epsilon, self.delta, self.max_grad_norm = epsilon, delta, max_grad_norm
+        self.factorization = factorization or BandedSquareRoot(bandwidth)
+        self.noise_multiplier, self.loss_reduction = noise_multiplier, loss_reduction
+        self.order_seed, self.unsafe_seed = order_seed, unsafe_seed
+        self.allow_limited_batches = allow_limited_batches
+        self.plan: PrivacyPlan | None = None
+        self.noise: CorrelatedNoise | None = None
+        self._restored: dict[str, Any] | None = None
+        self._loader: DataLoader[Any] | None = None
+        self._gradients: PerSampleGradients | None = None
+        self._optimizer: CorrelatedNoiseOptimizer | None = None
+        self._checked = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses what would void the guarantee, and takes over the order of the training data."""
+        if stage != "fit":
+            return
+        check_trainer(trainer, self.allow_limited_batches)
+        self.plan = self.noise = self._restored = None
+        self._checked = False
+        source = trainer.fit_loop._data_source
+        request = source.dataloader
+
+        def in_fixed_order() -> DataLoader[Any]:
+            loader = fixed_order_loader(request(), self.order_seed, trainer.global_rank, trainer.world_size)
+            loader.batch_sampler.start_at(self._restored["position"] if self._restored else 0)  # type: ignore
+            self._loader = loader
+            return loader
+
+        source.dataloader = in_fixed_order  # type: ignore[method-assign]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Plans the run, attaches the hooks, and puts the private optimizer in place of the module's."""
+        from lit_methods.differential_privacy.gradients import PerSampleGradients
+        from lit_methods.differential_privacy.optimizer import CorrelatedNoiseOptimizer
+
+        optimizer = check_optimization(pl_module, trainer.optimizers)
+        plan = self.plan = self._make_plan(trainer, pl_module, optimizer)
+        self.noise = CorrelatedNoise(
+            plan.accounting.strategy.coefficients,
+            plan.dimension,
+            plan.accounting.strategy.participation.steps,
+            generator_seed=self.unsafe_seed,
+            device=pl_module.device,
+        )
+        if self._restored is not None:
+            plan.check_resumable(self._restored["fingerprint"])
+            self.noise.load_state_dict(self._restored["noise"])
+        self._gradients = PerSampleGradients(pl_module, self.loss_reduction)
+        self._optimizer = CorrelatedNoiseOptimizer(
+            optimizer,
+            noise=self.noise,
+            noise_std=plan.accounting.noise_std,
+            max_grad_norm=self.max_grad_norm,
+            expected_batch_size=plan.expected_batch_size,
+            gradient_scale=float(trainer.accumulate_grad_batches),
+        )
+        trainer.strategy.optimizers = [self._optimizer]
+        rank_zero_info(plan.describe())
+        if self.delta * plan.num_examples >= 1:
+            rank_zero_warn(
+                f"delta={self.delta} allows to publish one of {plan.num_examples} examples outright. Choose it well"
+                f" below {1 / plan.num_examples:.1g}."
+            )
+
+    def _make_plan(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> PrivacyPlan:
+        steps = int(trainer.estimated_stepping_batches)
+        sampler = self._loader.batch_sampler if self._loader is not None else None
+        if not isinstance(sampler, FixedOrderBatchSampler):
+            raise RuntimeError("The training loader was set up before the privacy callback could fix its order.")
+        separation = -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        strategy = self.factorization.strategy(
+            Workload.from_optimizer(optimizer),
+            Participation(steps, -(-steps // separation), separation),
+            sum(p.numel() for p in parameters),
+        )
+        if self.epsilon is None:
+            accounting = FixedOrderAccounting(strategy, float(self.noise_multiplier or 0.0), self.delta)
+        else:
+            accounting = FixedOrderAccounting.calibrated(strategy, self.epsilon, self.delta)
+        return PrivacyPlan(
+            accounting=accounting,
+            max_grad_norm=self.max_grad_norm,
+            expected_batch_size=sampler.global_batch_size * trainer.accumulate_grad_batches,
+            accumulation=trainer.accumulate_grad_batches,
+            num_examples=sampler.num_examples,
+            order_seed=sampler.seed,
+            parameters=trained_parameters(pl_module, parameters),
+        )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses to go on from a step whose noise is not known."""
+        check_normalization(pl_module)
+        taken = self.noise.step if self.noise is not None else 0
+        if trainer.global_step != taken:
+            raise ValueError(
+                f"Training would go on from step {trainer.global_step}, but the noise stands at step {taken}: the"
+                " checkpoint has no noise state (saved without this callback, or with save_weights_only=True), or fit"
+                " was called again on a finished run. Start a new run with a new Trainer, and count both."
+            )
+        if isinstance(trainer.strategy.model, DistributedDataParallel):
+            trainer.strategy.model.require_backward_grad_sync = False
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks again for layers that mix examples: their mode may have changed."""
+        check_normalization(pl_module)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Clips at once, so that accumulation never holds more than one batch of per-sample gradients."""
+        if self._optimizer is None or self._gradients is None:
+            return
+        if not self._checked:
+            self._gradients.check()
+            self._checked = True
+        self._optimizer.clip_and_accumulate()
+        self._optimizer.original_optimizer.zero_grad()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Logs epsilon as it is spent."""
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            self._log_epsilon(pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs epsilon at the end of each epoch."""
+        self._log_epsilon(pl_module)
+
+    def _log_epsilon(self, pl_module: LightningModule) -> None:
+        if self.plan is not None and self.noise is not None:
+            pl_module.log("dp/epsilon", self.plan.epsilon_after(self.noise.step), prog_bar=True)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """States the guarantee in one sentence, and draws what it rests on."""
+        if self.plan is None or self.noise is None:
+            return
+        rank_zero_info(self.plan.guarantee(self.noise.step))
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            from lit_methods.differential_privacy.figures import plan_figure
+            from lit_methods.logging import log_figure
+
+            log_figure(trainer, "dp/plan", plan_figure(self.plan))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Says what was spent until the interruption, and leaves the module as it was found."""
+        if self.plan is not None and self.noise is not None and self.noise.step > 0:
+            rank_zero_info(f"Interrupted. Spent so far: {self.plan.guarantee(self.noise.step)}")
+        self.teardown(trainer, pl_module, "fit")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leaves the module, the loader and the optimizer as they were found."""
+        if stage != "fit":
+            return
+        trainer.fit_loop._data_source.__dict__.pop("dataloader", None)
+        if self._gradients is not None:
+            self._gradients.remove()
+        if self._optimizer is not None and trainer.strategy.optimizers == [self._optimizer]:
+            trainer.strategy.optimizers = [self._optimizer.original_optimizer]
+        self._gradients = self._optimizer = self._loader = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The noise's state and the plan's fingerprint. Secret: with it the noise can be subtracted."""
+        if self.plan is None or self.noise is None:
+            return {}
+        steps, separation = self.noise.step, self.plan.accounting.strategy.participation.separation
+        return {
+            "fingerprint": self.plan.fingerprint(),
+            "noise": self.noise.state_dict(),
+            "position": (steps % separation) * self.plan.accumulation,
+            "pending": self._optimizer is not None and self._optimizer.pending,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the saved state until the plan stands that it must fit."""
+        if state_dict.get("pending"):
+            raise ValueError(
+                "The checkpoint was written in the middle of a gradient accumulation, whose sum is not in it. Resume"
+                " from one that was written after an optimizer step (every_n_train_steps, or the end of an epoch)."
+            )
+        self._restored = state_dict or None

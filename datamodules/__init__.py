@@ -1,0 +1,18 @@
+"""Datamodules by setting; they know no method and download nothing at import or construction."""
+
+from .dataset import ImageDataset, collate_images
+from .digits import DigitsDataModule
+from .errors import DatasetNotFoundError
+from .fashion_mnist import FashionMNISTDataModule
+from .hub_images import HubImageDataModule
+from .images import ImageDataModule
+
+__all__ = [
+    "DatasetNotFoundError",
+    "DigitsDataModule",
+    "FashionMNISTDataModule",
+    "HubImageDataModule",
+    "ImageDataModule",
+    "ImageDataset",
+    "collate_images",
+]

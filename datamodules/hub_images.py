@@ -1,0 +1,187 @@
+"""Image classification sets of the Hugging Face hub, or a local folder of the same layout."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .dataset import ImageTransform
+from .errors import DatasetNotFoundError
+from .images import ImageDataModule, Split
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class HubImageDataModule(ImageDataModule):
+    """An image classification set of the hub, or parquet files `<split>-*.parquet` in a folder.
+
+    Each split is decoded once, when a stage first needs it, into one tensor of N·C·H·W bytes: 154 MB for the 50,000
+    images of CIFAR-10, and for a moment twice that while a validation set is split off. The splits "train" and
+    "test" are used; a split "validation" is used where it exists, and else `val_fraction` of "train".
+
+    Class names and the image's shape are known after `setup`.
+
+    Args:
+        dataset: Name of the data set on the hub.
+        data_dir: Folder of `<split>-*.parquet` files; None reads `$LIT_METHODS_DATA/<last part of the name>` if that
+            holds them, and else the hub.
+        subset: Name of a configuration of the hub's data set; None for its default.
+        image_column: Column of the images; None for the only image column.
+        label_column: Column of the labels; None for the only column of class labels.
+        image_size: Height and width that images are resized to; None for images that agree in size.
+        cache_dir: Folder of the `datasets` cache; None for its default.
+        batch_size: Examples per batch and process.
+        val_fraction: Part of the training set held out for validation, in [0, 1); 0 holds out nothing.
+        split_seed: Seed of the split.
+        num_workers: Worker processes of each loader.
+        train_transform: Applied to each scaled training image `(C, H, W)`; any module or function.
+        drop_last: Whether training drops the last, smaller batch.
+        value_range: Lower and upper end of the scaled pixels.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "uoft-cs/cifar10",
+        data_dir: str | Path | None = None,
+        subset: str | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        image_size: tuple[int, int] | None = None,
+        cache_dir: str | Path | None = None,
+        batch_size: int = 128,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        num_workers: int = 0,
+        train_transform: ImageTransform | None = None,
+        drop_last: bool = False,
+        value_range: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        super().__init__(
+            batch_size, val_fraction, split_seed, num_workers, train_transform, drop_last, value_range
+        )
+        self.dataset = dataset
+        self.data_dir = data_dir
+        self.subset = subset
+        self.image_column = image_column
+        self.label_column = label_column
+        self.image_size = image_size
+        self.cache_dir = cache_dir
+
+    def prepare_data(self) -> None:
+        """Downloads the data set of the hub into the cache, unless a folder holds it."""
+        if self._folder() is None:
+            self._load_from_hub()
+
+    def read(self, split: Split) -> tuple[Tensor, Tensor] | None:
+        """Reads pixels `(N, C, H, W)` and labels `(N,)` of a split; None if it has no "validation"."""
+        rows = self._rows(split)
+        if rows is None:
+            return None
+        image_column = self._column(rows, self.image_column, "image_column", "Image")
+        label_column = self._column(rows, self.label_column, "label_column", "ClassLabel")
+        labels = torch.as_tensor(np.asarray(rows[label_column]), dtype=torch.int64)
+        names = getattr(rows.features[label_column], "names", None)
+        if names is None and split == "train":
+            names = [str(label) for label in range(int(labels.max()) + 1)]
+        if names is not None:
+            self.class_names = tuple(names)
+        images = self._decode(rows, image_column, split)
+        self.image_shape = (images.shape[1], images.shape[2], images.shape[3])
+        return images, labels
+
+    def _folder(self) -> Path | None:
+        if self.data_dir is not None:
+            return Path(self.data_dir)
+        shared = os.environ.get("LIT_METHODS_DATA")
+        folder = Path(shared) / self.dataset.rsplit("/", maxsplit=1)[-1] if shared else None
+        return folder if folder is not None and any(folder.glob("train-*.parquet")) else None
+
+    def _rows(self, split: Split) -> "Dataset | None":
+        folder = self._folder()
+        if folder is None:
+            parts = self._load_from_hub()
+            if split in parts:
+                return parts[split]
+            places: list[object] = [f"the hub's splits {sorted(parts)}"]
+        else:
+            files = sorted(str(path) for path in folder.glob(f"{split}-*.parquet"))
+            if files:
+                from datasets import load_dataset
+
+                return load_dataset("parquet", data_files=files, split="train", cache_dir=self._cache())
+            places = [folder]
+        if split == "validation":
+            return None
+        raise DatasetNotFoundError(
+            f"Split {split!r} of {self.dataset!r} ({split}-*.parquet)",
+            places,
+            "Pass data_dir= with a folder that holds these files.",
+        )
+
+    def _load_from_hub(self) -> Any:
+        from datasets import load_dataset
+
+        try:
+            return load_dataset(self.dataset, self.subset, cache_dir=self._cache())
+        except (FileNotFoundError, ConnectionError) as error:
+            shared = os.environ.get("LIT_METHODS_DATA")
+            places = [
+                *([f"{shared} (LIT_METHODS_DATA)"] if shared else []),
+                f"the hub and its cache ({error})",
+            ]
+            raise DatasetNotFoundError(
+                f"Data set {self.dataset!r}",
+                places,
+                "Check the name and the connection, pass data_dir= with a folder of <split>-*.parquet files, or set "
+                "LIT_METHODS_DATA to the parent of such a folder.",
+            ) from error
+
+    def _cache(self) -> str | None:
+        return None if self.cache_dir is None else str(self.cache_dir)
+
+    def _column(self, rows: "Dataset", given: str | None, argument: str, kind: str) -> str:
+        if given is not None:
+            if given not in rows.features:
+                raise ValueError(f"{argument}={given!r} is none of the columns {list(rows.features)}.")
+            return given
+        found = [name for name, feature in rows.features.items() if type(feature).__name__ == kind]
+        if len(found) != 1:
+            raise ValueError(
+                f"{argument}=None needs exactly one {kind} column, found {found} among {list(rows.features)}; "
+                f"pass {argument}=."
+            )
+        return found[0]
+
+    def _decode(self, rows: "Dataset", column: str, split: str) -> Tensor:
+        images: Tensor | None = None
+        mode = "RGB"
+        bar = tqdm(rows.select_columns(column), desc=f"decoding {split}", disable=None)
+        for index, row in enumerate(bar):
+            picture = row[column]
+            if images is None:
+                mode = "L" if picture.mode in {"1", "L"} else "RGB"
+            picture = picture.convert(mode)
+            if self.image_size is not None:
+                picture = picture.resize(self.image_size[::-1])
+            pixels = (
+                torch.from_numpy(np.array(picture)).reshape(picture.height, picture.width, -1).movedim(-1, 0)
+            )
+            if images is None:
+                images = torch.empty(len(rows), *pixels.shape, dtype=torch.uint8)
+            elif pixels.shape != images.shape[1:]:
+                raise ValueError(
+                    f"Image {index} of {split!r} is {tuple(pixels.shape)}, the first {tuple(images.shape[1:])}; "
+                    "pass image_size=(height, width)."
+                )
+            images[index] = pixels
+        if images is None:
+            raise ValueError(f"Split {split!r} of {self.dataset!r} is empty.")
+        return images

@@ -1,0 +1,75 @@
+"""Per-sample gradients by Opacus hooks on a module that stays the user's own: nothing is wrapped or renamed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from opacus.grad_sample import GradSampleHooks
+from torch import nn
+
+
+class PerSampleGradients:
+    """Fills ``p.grad_sample`` in each backward pass until :meth:`remove`.
+
+    Args:
+        module: The module; its state-dict keys and classes stay as they are.
+        loss_reduction: How the loss takes the batch together.
+
+    Guarantees:
+        - After :meth:`remove` the module carries no hook and no attribute of ours.
+
+    Raises:
+        MisconfigurationException: For trained layers with buffers, whose per-sample gradients are not defined.
+    """
+
+    def __init__(self, module: nn.Module, loss_reduction: Literal["mean", "sum"] = "mean") -> None:
+        """See the class."""
+        self._module = module
+        self._in_place = [layer for layer in module.modules() if getattr(layer, "inplace", False) is True]
+        try:
+            self._hooks = GradSampleHooks(module, loss_reduction=loss_reduction)
+        except NotImplementedError as error:
+            raise MisconfigurationException(
+                f"Some trained layers keep buffers, for which per-sample gradients are not defined: {error}. Replace"
+                " them (BatchNorm by GroupNorm), or freeze them."
+            ) from error
+        for layer in self._in_place:
+            layer.inplace = False  # type: ignore[assignment]
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """After a first backward pass: do the per-sample gradients add up to the gradient?
+
+        Raises:
+            MisconfigurationException: Naming the first parameter whose do not: it is used outside its layer's
+                ``forward``, or outside any layer.
+        """
+        for name, p in self._module.named_parameters():
+            if not p.requires_grad or p.grad is None:
+                continue
+            samples = p.grad_sample  # type: ignore[attr-defined]
+            if samples is not None:
+                mean = samples.float().mean(dim=0) if self._hooks.loss_reduction == "mean" else samples.float().sum(0)
+                size = max(float(p.grad.float().norm()), float(mean.norm()))
+                if float((mean - p.grad.float()).norm()) <= 0.05 * size + 1e-6:
+                    continue
+            raise MisconfigurationException(
+                f"The per-sample gradients of {name} do not add up to its gradient, so that it can't be trained"
+                " privately: it is used outside of its own layer's forward. Call the layer instead of its weight, and"
+                " move bare parameters into a layer."
+            )
+
+    def remove(self) -> None:
+        """Leaves the module as it was found."""
+        self._hooks.cleanup()
+        for layer in self._module.modules():
+            for name in ("activations", "max_batch_len"):
+                if name in layer.__dict__:
+                    delattr(layer, name)
+        for p in self._module.parameters():
+            if hasattr(p, "summed_grad"):
+                del p.summed_grad
+        for layer in self._in_place:
+            layer.inplace = True  # type: ignore[assignment]

@@ -1,0 +1,136 @@
+"""What would void the guarantee of a private run, refused with a sentence that says what to do instead."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+)
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+
+def check_trainer(trainer: Trainer, allow_limited_batches: bool = False) -> None:
+    """Refuses Trainer flags and callbacks under which the planned guarantee does not hold.
+
+    Args:
+        trainer: The Trainer that is about to fit.
+        allow_limited_batches: Accept ``limit_train_batches`` and ``overfit_batches``.
+
+    Raises:
+        MisconfigurationException: On fp16, gradient clipping, limits, reloading, finders, or strategies that shard.
+    """
+    if str(trainer.precision).startswith("16"):
+        raise MisconfigurationException(
+            f"precision={trainer.precision!r} scales the loss, so that every example would be clipped at the wrong"
+            " norm. Use precision='bf16-mixed' or '32-true'."
+        )
+    if trainer.gradient_clip_val:
+        raise MisconfigurationException(
+            f"gradient_clip_val={trainer.gradient_clip_val!r} has no effect on private gradients, which are clipped"
+            " per example. Remove it and set max_grad_norm of the privacy callback."
+        )
+    limited = trainer.limit_train_batches != 1.0 or trainer.overfit_batches != 0.0
+    if limited and not trainer.fast_dev_run and not allow_limited_batches:
+        raise MisconfigurationException(
+            f"limit_train_batches={trainer.limit_train_batches!r}, overfit_batches={trainer.overfit_batches!r}: in"
+            " the fixed order of private training this leaves the same examples out of every epoch. Train on a subset"
+            " of the data set, or pass allow_limited_batches=True; the noise is then planned for the limited run."
+        )
+    if trainer.reload_dataloaders_every_n_epochs:
+        raise MisconfigurationException(
+            f"reload_dataloaders_every_n_epochs={trainer.reload_dataloaders_every_n_epochs!r} can change who takes"
+            " part when. Set it to 0 for private training."
+        )
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, LearningRateFinder | BatchSizeFinder):
+            raise MisconfigurationException(
+                f"{type(callback).__name__} trains on the private data in steps that nobody accounts for. Run it"
+                " without the privacy callback on public data, or choose the value by hand."
+            )
+        if isinstance(callback, GradientAccumulationScheduler) and callback.going_to_accumulate_grad_batches():
+            raise MisconfigurationException(
+                "GradientAccumulationScheduler changes the batch size during the run, which the noise was not planned"
+                " for. Use Trainer(accumulate_grad_batches=...) with one value."
+            )
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        raise MisconfigurationException(
+            f"strategy {type(trainer.strategy).__name__} shards or copies parameters in a way that per-sample"
+            " gradients do not follow. Use strategy='auto' on one device, or 'ddp'."
+        )
+    if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+        raise MisconfigurationException(
+            "use_distributed_sampler=True lets Lightning shuffle the data anew in each epoch. Pass"
+            " Trainer(use_distributed_sampler=False): the privacy callback shares each batch out over the processes."
+        )
+    if trainer.max_epochs == -1 and trainer.max_steps == -1:
+        raise MisconfigurationException(
+            "max_epochs=-1 trains without end, but private training plans its noise for a known number of steps. Set"
+            " max_epochs or max_steps."
+        )
+
+
+def check_optimization(module: LightningModule, optimizers: list[Optimizer]) -> Optimizer:
+    """Refuses anything but one automatically stepped optimizer over all trainable parameters.
+
+    Args:
+        module: The module that is about to be trained.
+        optimizers: The optimizers that it configured.
+
+    Returns:
+        The only optimizer.
+
+    Raises:
+        MisconfigurationException: On manual optimization, several optimizers, or parameters outside the optimizer.
+    """
+    if not module.automatic_optimization:
+        raise MisconfigurationException(
+            f"{type(module).__name__} optimizes manually, so that nobody knows which gradients are released. Use"
+            " automatic optimization with one optimizer."
+        )
+    if len(optimizers) != 1:
+        raise MisconfigurationException(
+            f"{len(optimizers)} optimizers are configured, but private training accounts for exactly one. Put all"
+            " parameters into one optimizer (parameter groups may differ in their learning rate)."
+        )
+    held = {id(p) for group in optimizers[0].param_groups for p in group["params"]}
+    outside = [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in held]
+    if outside:
+        raise MisconfigurationException(
+            f"The trainable parameters {outside[:5]} are in no optimizer and would get no noise. Freeze them with"
+            " requires_grad_(False), or give them to the optimizer."
+        )
+    if not any(p.requires_grad for p in module.parameters()):
+        raise MisconfigurationException(f"{type(module).__name__} has no trainable parameter.")
+    return optimizers[0]
+
+
+def check_normalization(module: nn.Module) -> None:
+    """Refuses layers that mix examples or keep statistics of them; cheap enough for every step.
+
+    Args:
+        module: The module in the mode that it trains in.
+
+    Raises:
+        MisconfigurationException: On BatchNorm in training mode, also frozen or without affine parameters, and on
+            any normalization that updates running statistics.
+    """
+    for name, layer in module.named_modules():
+        tracking = getattr(layer, "track_running_stats", False)
+        if isinstance(layer, _BatchNorm) and (layer.training or not tracking):
+            raise MisconfigurationException(
+                f"{name or type(layer).__name__} is a {type(layer).__name__} that uses statistics of the batch: each"
+                " example then changes the others' gradients, and running statistics leave without noise, frozen or"
+                " not. Replace it with GroupNorm (opacus.validators.ModuleValidator.fix does so), or keep it in eval"
+                " mode with fixed statistics."
+            )
+        if tracking and layer.training and not isinstance(layer, _BatchNorm):
+            raise MisconfigurationException(
+                f"{name or type(layer).__name__} ({type(layer).__name__}) updates running statistics of the private"
+                " data without noise. Set track_running_stats=False, or use GroupNorm."
+            )

@@ -1,0 +1,55 @@
+"""LightningCLI as this project sets it up."""
+
+import sys
+
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+import lit_methods.callbacks
+import lit_methods.classifier
+import lit_methods.datamodules  # noqa: F401  the three imports make short class names known to jsonargparse
+from lit_methods.report import closing_report
+
+_CSV_LOGGER = {
+    "class_path": "lightning.pytorch.loggers.CSVLogger",
+    "init_args": {"save_dir": "runs", "name": ""},
+}
+
+
+class Runner(LightningCLI):
+    """Any LightningModule with any LightningDataModule, a CSV log, and a closing report."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses the given arguments without Lightning's warning that `sys.argv` has some too."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leaves the configuration alone: Lightning would let the checkpoint overwrite YAML and flags."""
+
+    def after_fit(self) -> None:
+        """Prints the final numbers and where everything lies."""
+        if self.trainer.is_global_zero:
+            print(closing_report(self.trainer))
+
+
+def run(args: list[str]) -> Runner:
+    """Parses a command line and runs its subcommand.
+
+    Args:
+        args: Subcommand and flags, config paths already resolved.
+    """
+    try:
+        return Runner(
+            LightningModule,
+            LightningDataModule,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"logger": _CSV_LOGGER},
+            seed_everything_default=0,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=args,
+            auto_configure_optimizers=False,
+        )
+    finally:
+        if "wandb" in sys.modules:
+            sys.modules["wandb"].finish()
