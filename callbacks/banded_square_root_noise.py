@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.nn.parallel import DistributedDataParallel
 
-from lit_methods.differential_privacy.accounting import FixedOrderAccounting
-from lit_methods.differential_privacy.factorization import BandedSquareRoot, Factorization, Participation
+from lit_methods.differential_privacy.factorization import BandedSquareRoot, Factorization
 from lit_methods.differential_privacy.guards import check_normalization, check_optimization, check_trainer
+from lit_methods.differential_privacy.loaders import FixedOrderSource
 from lit_methods.differential_privacy.noise import CorrelatedNoise
-from lit_methods.differential_privacy.plan import PrivacyPlan, trained_parameters
-from lit_methods.differential_privacy.samplers import FixedOrderBatchSampler, fixed_order_loader
-from lit_methods.differential_privacy.workload import Workload
+from lit_methods.differential_privacy.plan import PrivacyPlan
 
 if TYPE_CHECKING:
-    from torch.optim import Optimizer
-    from torch.utils.data import DataLoader
-
     from lit_methods.differential_privacy.gradients import PerSampleGradients
     from lit_methods.differential_privacy.optimizer import CorrelatedNoiseOptimizer
 
@@ -69,7 +64,6 @@ class BandedSquareRootNoise(Callback):
         allow_limited_batches: bool = False,
         unsafe_seed: int | None = None,
     ) -> None:
-        """See the class."""
         super().__init__()
         if (epsilon is None) == (noise_multiplier is None):
             raise ValueError(
@@ -95,7 +89,7 @@ class BandedSquareRootNoise(Callback):
         self.plan: PrivacyPlan | None = None
         self.noise: CorrelatedNoise | None = None
         self._restored: dict[str, Any] | None = None
-        self._loader: DataLoader[Any] | None = None
+        self._source: FixedOrderSource | None = None
         self._gradients: PerSampleGradients | None = None
         self._optimizer: CorrelatedNoiseOptimizer | None = None
         self._checked = False
@@ -107,16 +101,7 @@ class BandedSquareRootNoise(Callback):
         check_trainer(trainer, self.allow_limited_batches)
         self.plan = self.noise = self._restored = None
         self._checked = False
-        source = trainer.fit_loop._data_source
-        request = source.dataloader
-
-        def in_fixed_order() -> DataLoader[Any]:
-            loader = fixed_order_loader(request(), self.order_seed, trainer.global_rank, trainer.world_size)
-            loader.batch_sampler.start_at(self._restored["position"] if self._restored else 0)  # type: ignore
-            self._loader = loader
-            return loader
-
-        source.dataloader = in_fixed_order  # type: ignore[method-assign]
+        self._source = FixedOrderSource(trainer, self.order_seed)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plans the run, attaches the hooks, and puts the private optimizer in place of the module's."""
@@ -124,7 +109,23 @@ class BandedSquareRootNoise(Callback):
         from lit_methods.differential_privacy.optimizer import CorrelatedNoiseOptimizer
 
         optimizer = check_optimization(pl_module, trainer.optimizers)
-        plan = self.plan = self._make_plan(trainer, pl_module, optimizer)
+        check_normalization(pl_module)
+        steps = int(trainer.estimated_stepping_batches)
+        if self._source is None or self._source.sampler is None:
+            raise RuntimeError("The training loader was set up before the privacy callback could fix its order.")
+        plan = self.plan = PrivacyPlan.make(
+            pl_module,
+            optimizer,
+            self.factorization,
+            steps=steps,
+            batches_per_epoch=int(trainer.num_training_batches),
+            accumulation=trainer.accumulate_grad_batches,
+            sampler=self._source.sampler,
+            max_grad_norm=self.max_grad_norm,
+            delta=self.delta,
+            epsilon=self.epsilon,
+            noise_multiplier=self.noise_multiplier,
+        )
         self.noise = CorrelatedNoise(
             plan.accounting.strategy.coefficients,
             plan.dimension,
@@ -151,32 +152,6 @@ class BandedSquareRootNoise(Callback):
                 f"delta={self.delta} allows to publish one of {plan.num_examples} examples outright. Choose it well"
                 f" below {1 / plan.num_examples:.1g}."
             )
-
-    def _make_plan(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> PrivacyPlan:
-        steps = int(trainer.estimated_stepping_batches)
-        sampler = self._loader.batch_sampler if self._loader is not None else None
-        if not isinstance(sampler, FixedOrderBatchSampler):
-            raise RuntimeError("The training loader was set up before the privacy callback could fix its order.")
-        separation = -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        strategy = self.factorization.strategy(
-            Workload.from_optimizer(optimizer),
-            Participation(steps, -(-steps // separation), separation),
-            sum(p.numel() for p in parameters),
-        )
-        if self.epsilon is None:
-            accounting = FixedOrderAccounting(strategy, float(self.noise_multiplier or 0.0), self.delta)
-        else:
-            accounting = FixedOrderAccounting.calibrated(strategy, self.epsilon, self.delta)
-        return PrivacyPlan(
-            accounting=accounting,
-            max_grad_norm=self.max_grad_norm,
-            expected_batch_size=sampler.global_batch_size * trainer.accumulate_grad_batches,
-            accumulation=trainer.accumulate_grad_batches,
-            num_examples=sampler.num_examples,
-            order_seed=sampler.seed,
-            parameters=trained_parameters(pl_module, parameters),
-        )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses to go on from a step whose noise is not known."""
@@ -209,7 +184,7 @@ class BandedSquareRootNoise(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Logs epsilon as it is spent."""
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % cast(Any, trainer).log_every_n_steps == 0:
             self._log_epsilon(pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -225,7 +200,7 @@ class BandedSquareRootNoise(Callback):
         if self.plan is None or self.noise is None:
             return
         rank_zero_info(self.plan.guarantee(self.noise.step))
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        if trainer.is_global_zero and not cast(Any, trainer).fast_dev_run:
             from lit_methods.differential_privacy.figures import plan_figure
             from lit_methods.logging import log_figure
 
@@ -241,12 +216,13 @@ class BandedSquareRootNoise(Callback):
         """Leaves the module, the loader and the optimizer as they were found."""
         if stage != "fit":
             return
-        trainer.fit_loop._data_source.__dict__.pop("dataloader", None)
+        if self._source is not None:
+            self._source.remove()
         if self._gradients is not None:
             self._gradients.remove()
         if self._optimizer is not None and trainer.strategy.optimizers == [self._optimizer]:
             trainer.strategy.optimizers = [self._optimizer.original_optimizer]
-        self._gradients = self._optimizer = self._loader = None
+        self._gradients = self._optimizer = self._source = None
 
     def state_dict(self) -> dict[str, Any]:
         """The noise's state and the plan's fingerprint. Secret: with it the noise can be subtracted."""
@@ -268,3 +244,5 @@ class BandedSquareRootNoise(Callback):
                 " from one that was written after an optimizer step (every_n_train_steps, or the end of an epoch)."
             )
         self._restored = state_dict or None
+        if self._restored is not None and self._source is not None:
+            self._source.start = self._restored["position"]

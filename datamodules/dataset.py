@@ -14,14 +14,15 @@ ImageTransform = nn.Module | Callable[[Tensor], Tensor]
 class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
     """Images held as bytes and scaled to float32 by fixed constants when they are read.
 
-    `__getitems__`, which torch's loader prefers, returns a finished batch: give loaders `collate_fn=collate_images`.
+    `__getitems__`, which torch's loader prefers, returns a finished batch, so loaders need
+    `collate_fn=collate_images`.
 
     Args:
         images: Pixel values `(N, C, H, W)`, uint8.
         labels: Classes `(N,)`, int64.
         pixel_maximum: Pixel value that maps to the upper end of `value_range`; 0 maps to the lower end.
         value_range: Lower and upper end of the scaled values.
-        transform: Applied to each scaled image `(C, H, W)` on its own, so that random transforms differ by image.
+        transform: Applied to each scaled image `(C, H, W)` on its own, so that random ones differ by image.
 
     Raises:
         ValueError: If images and labels differ in number or the images are not `(N, C, H, W)` bytes.
@@ -36,9 +37,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         transform: ImageTransform | None = None,
     ) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4:
-            raise ValueError(
-                f"images is {images.dtype} {tuple(images.shape)}; it must be uint8 (N, C, H, W)."
-            )
+            raise ValueError(f"images is {images.dtype} {tuple(images.shape)}; pass uint8 (N, C, H, W).")
         if len(images) != len(labels):
             raise ValueError(f"images has {len(images)} rows and labels {len(labels)}; they must agree.")
         self.images = images
@@ -48,9 +47,11 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         self._scale = (value_range[1] - value_range[0]) / pixel_maximum
 
     def __len__(self) -> int:
+        """Number of examples."""
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Scaled and transformed image `(C, H, W)` and its label, a scalar."""
         image = self._scaled(self.images[index])
         return (image if self.transform is None else self.transform(image)), self.labels[index]
 

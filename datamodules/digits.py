@@ -11,7 +11,7 @@ from .images import ImageDataModule, Split, stratified_split
 class DigitsDataModule(ImageDataModule):
     """1,797 scans of handwritten digits, 8x8 grey values of 0 to 16, which ship with scikit-learn.
 
-    A stratified fifth is the test set; `val_fraction` is taken of the rest. Both depend on `split_seed` alone.
+    A stratified fifth is the test set and `val_fraction` is taken of the rest, both by `split_seed` alone.
     """
 
     class_names = tuple(str(digit) for digit in range(10))

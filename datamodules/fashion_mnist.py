@@ -24,8 +24,8 @@ class FashionMNISTDataModule(ImageDataModule):
     Reads the four idx files, gzipped or not. Nothing is downloaded.
 
     Args:
-        data_dir: Folder of the idx files; None looks in `$LIT_METHODS_DATA/fashion-mnist` and in the folder of the
-            Debian package `dataset-fashion-mnist`.
+        data_dir: Folder of the idx files; None looks in `$LIT_METHODS_DATA/fashion-mnist`, then in the folder
+            of the Debian package `dataset-fashion-mnist`.
         batch_size: Examples per batch and process.
         val_fraction: Part of the training set held out for validation, in [0, 1); 0 holds out nothing.
         split_seed: Seed of the split.
@@ -63,9 +63,7 @@ class FashionMNISTDataModule(ImageDataModule):
         drop_last: bool = False,
         value_range: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        super().__init__(
-            batch_size, val_fraction, split_seed, num_workers, train_transform, drop_last, value_range
-        )
+        super().__init__(batch_size, val_fraction, split_seed, num_workers, train_transform, drop_last, value_range)
         self.data_dir = data_dir
 
     def read(self, split: Split) -> tuple[Tensor, Tensor] | None:
@@ -88,8 +86,8 @@ class FashionMNISTDataModule(ImageDataModule):
         raise DatasetNotFoundError(
             f"Fashion-MNIST ({name}.gz)",
             folders,
-            "Install the Debian package dataset-fashion-mnist, pass data_dir=, or set LIT_METHODS_DATA to the "
-            "parent of a fashion-mnist folder.",
+            "Install the Debian package dataset-fashion-mnist, pass data_dir=, or set "
+            "LIT_METHODS_DATA to the parent of a fashion-mnist folder.",
         )
 
 
@@ -97,7 +95,7 @@ def read_idx(path: str | Path) -> Tensor:
     """Reads an idx file of unsigned bytes, gzipped if its name ends in `.gz`.
 
     Args:
-        path: The file: two zero bytes, the type, the number of axes, the axes as big-endian uint32, the values.
+        path: The file: two zero bytes, the type, the number of axes, their sizes as big-endian uint32, data.
 
     Returns:
         The values, uint8, in the file's shape.

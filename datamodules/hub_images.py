@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import torch
@@ -14,21 +14,21 @@ from .errors import DatasetNotFoundError
 from .images import ImageDataModule, Split
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
 
 
 class HubImageDataModule(ImageDataModule):
     """An image classification set of the hub, or parquet files `<split>-*.parquet` in a folder.
 
-    Each split is decoded once, when a stage first needs it, into one tensor of N·C·H·W bytes: 154 MB for the 50,000
-    images of CIFAR-10, and for a moment twice that while a validation set is split off. The splits "train" and
-    "test" are used; a split "validation" is used where it exists, and else `val_fraction` of "train".
+    Each split is decoded once, when a stage first needs it, into one tensor of N·C·H·W bytes: 154 MB for the
+    50,000 images of CIFAR-10, and for a moment twice that while a validation set is split off. A split
+    "validation" is used where it exists, and else `val_fraction` of "train".
 
-    Class names and the image's shape are known after `setup`.
+    `class_names`, `num_classes` and `image_shape` are known after `setup`.
 
     Args:
         dataset: Name of the data set on the hub.
-        data_dir: Folder of `<split>-*.parquet` files; None reads `$LIT_METHODS_DATA/<last part of the name>` if that
+        data_dir: Folder of `<split>-*.parquet` files; None reads `$LIT_METHODS_DATA/<end of the name>` if that
             holds them, and else the hub.
         subset: Name of a configuration of the hub's data set; None for its default.
         image_column: Column of the images; None for the only image column.
@@ -64,9 +64,7 @@ class HubImageDataModule(ImageDataModule):
         drop_last: bool = False,
         value_range: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        super().__init__(
-            batch_size, val_fraction, split_seed, num_workers, train_transform, drop_last, value_range
-        )
+        super().__init__(batch_size, val_fraction, split_seed, num_workers, train_transform, drop_last, value_range)
         self.dataset = dataset
         self.data_dir = data_dir
         self.subset = subset
@@ -74,6 +72,11 @@ class HubImageDataModule(ImageDataModule):
         self.label_column = label_column
         self.image_size = image_size
         self.cache_dir = cache_dir
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Names what `setup` must come before."""
+        hint = "; call setup('fit') first" if name in {"class_names", "num_classes", "image_shape"} else ""
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}.")
 
     def prepare_data(self) -> None:
         """Downloads the data set of the hub into the cache, unless a folder holds it."""
@@ -87,7 +90,12 @@ class HubImageDataModule(ImageDataModule):
             return None
         image_column = self._column(rows, self.image_column, "image_column", "Image")
         label_column = self._column(rows, self.label_column, "label_column", "ClassLabel")
-        labels = torch.as_tensor(np.asarray(rows[label_column]), dtype=torch.int64)
+        labels = torch.tensor(rows[label_column][:], dtype=torch.int64)
+        if labels.numel() and int(labels.min()) < 0:
+            raise ValueError(
+                f"label_column={label_column!r} of split {split!r} holds {int(labels.min())}, a hidden label; "
+                "pass a data_dir= whose files have all labels."
+            )
         names = getattr(rows.features[label_column], "names", None)
         if names is None and split == "train":
             names = [str(label) for label in range(int(labels.max()) + 1)]
@@ -126,22 +134,19 @@ class HubImageDataModule(ImageDataModule):
             "Pass data_dir= with a folder that holds these files.",
         )
 
-    def _load_from_hub(self) -> Any:
+    def _load_from_hub(self) -> "DatasetDict":
         from datasets import load_dataset
 
         try:
             return load_dataset(self.dataset, self.subset, cache_dir=self._cache())
         except (FileNotFoundError, ConnectionError) as error:
             shared = os.environ.get("LIT_METHODS_DATA")
-            places = [
-                *([f"{shared} (LIT_METHODS_DATA)"] if shared else []),
-                f"the hub and its cache ({error})",
-            ]
+            places = [f"{shared} (LIT_METHODS_DATA)"] if shared else []
             raise DatasetNotFoundError(
                 f"Data set {self.dataset!r}",
-                places,
-                "Check the name and the connection, pass data_dir= with a folder of <split>-*.parquet files, or set "
-                "LIT_METHODS_DATA to the parent of such a folder.",
+                [*places, f"the hub and its cache ({error})"],
+                "Check the name and the connection, pass data_dir= with a folder of <split>-*.parquet files, or "
+                "set LIT_METHODS_DATA to the parent of such a folder.",
             ) from error
 
     def _cache(self) -> str | None:
@@ -152,11 +157,11 @@ class HubImageDataModule(ImageDataModule):
             if given not in rows.features:
                 raise ValueError(f"{argument}={given!r} is none of the columns {list(rows.features)}.")
             return given
-        found = [name for name, feature in rows.features.items() if type(feature).__name__ == kind]
+        found = [str(name) for name, feature in rows.features.items() if type(feature).__name__ == kind]
         if len(found) != 1:
             raise ValueError(
-                f"{argument}=None needs exactly one {kind} column, found {found} among {list(rows.features)}; "
-                f"pass {argument}=."
+                f"{argument}=None needs exactly one {kind} column, found {found} among "
+                f"{list(rows.features)}; pass {argument}=."
             )
         return found[0]
 
@@ -171,15 +176,13 @@ class HubImageDataModule(ImageDataModule):
             picture = picture.convert(mode)
             if self.image_size is not None:
                 picture = picture.resize(self.image_size[::-1])
-            pixels = (
-                torch.from_numpy(np.array(picture)).reshape(picture.height, picture.width, -1).movedim(-1, 0)
-            )
+            pixels = torch.from_numpy(np.atleast_3d(np.array(picture))).movedim(-1, 0)
             if images is None:
                 images = torch.empty(len(rows), *pixels.shape, dtype=torch.uint8)
             elif pixels.shape != images.shape[1:]:
                 raise ValueError(
-                    f"Image {index} of {split!r} is {tuple(pixels.shape)}, the first {tuple(images.shape[1:])}; "
-                    "pass image_size=(height, width)."
+                    f"Image {index} of {split!r} is {tuple(pixels.shape)}, the first is "
+                    f"{tuple(images.shape[1:])}; pass image_size=(height, width)."
                 )
             images[index] = pixels
         if images is None:

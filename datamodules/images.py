@@ -16,16 +16,16 @@ Split = Literal["train", "validation", "test"]
 class ImageDataModule(LightningDataModule, ABC):
     """Labelled images in memory, in batches `(images float32 (B, C, H, W), labels int64 (B,))`.
 
-    Pixels are scaled by constants that do not depend on the data, so nothing of the training set leaks into the
-    preprocessing and private training may use it. The validation set is a stratified part of the training set
-    unless the data set brings its own; the parts depend on `split_seed` alone and agree between ranks. Prediction
-    runs over the test set.
+    Pixels are scaled by constants that do not depend on the data: no statistic of the training set enters the
+    preprocessing, as private training requires. The validation set is a stratified part of the training set
+    unless the data set brings its own; the parts depend on `split_seed` alone and agree between ranks.
+    Prediction runs over the test set.
 
     Args:
         batch_size: Examples per batch and process.
         val_fraction: Part of the training set held out for validation, in [0, 1); 0 holds out nothing.
         split_seed: Seed of the split.
-        num_workers: Worker processes of each loader; 0 is the fastest for images in memory without a transform.
+        num_workers: Worker processes of each loader; 0 suits images in memory without a transform.
         train_transform: Applied to each scaled training image `(C, H, W)`; any module or function.
         drop_last: Whether training drops the last, smaller batch.
         value_range: Lower and upper end of the scaled pixels.
@@ -127,9 +127,7 @@ class ImageDataModule(LightningDataModule, ABC):
             raise ValueError(f"{type(self).__name__} has no {split!r} split.")
         return found
 
-    def _dataset(
-        self, images: Tensor, labels: Tensor, transform: ImageTransform | None = None
-    ) -> ImageDataset:
+    def _dataset(self, images: Tensor, labels: Tensor, transform: ImageTransform | None = None) -> ImageDataset:
         return ImageDataset(images, labels, self.pixel_maximum, self.value_range, transform)
 
     def _loader(
@@ -165,12 +163,8 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     from sklearn.model_selection import train_test_split
 
     try:
-        parts = train_test_split(
-            range(len(labels)), test_size=fraction, random_state=seed, stratify=labels.numpy()
-        )
+        parts = train_test_split(range(len(labels)), test_size=fraction, random_state=seed, stratify=labels.numpy())
     except ValueError as error:
-        raise ValueError(
-            f"fraction={fraction} cannot split {len(labels)} labels by class: {error}"
-        ) from error
+        raise ValueError(f"fraction={fraction} cannot split {len(labels)} labels by class: {error}") from error
     first, second = (torch.tensor(sorted(part)) for part in parts)
     return first, second

@@ -5,6 +5,7 @@ hooks, `torch.func` transforms and saved-tensor hooks all apply.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -20,14 +21,14 @@ def _flat_size(channels: int, image_size: int | tuple[int, int], halvings: int) 
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(height, width) >> halvings < 1:
         raise ValueError(
-            f"image_size={image_size} vanishes in {halvings} max-pools of 2; it must be at least {2**halvings}, "
-            "or take fewer stages."
+            f"image_size={image_size} vanishes in {halvings} max-pools of 2; "
+            f"it must be at least {2**halvings}, or take fewer stages."
         )
     return channels * (height >> halvings) * (width >> halvings)
 
 
 class MLP(nn.Sequential):
-    """Multilayer perceptron on flattened inputs, `(B, ...) -> (B, out_features)`, with ReLU between the layers.
+    """Linear layers with ReLU between them on flattened inputs, `(B, ...) -> (B, out_features)`.
 
     Args:
         in_features: Number of values of one flattened example, 64 for an 8x8 grey image.
@@ -43,13 +44,13 @@ class MLP(nn.Sequential):
         _check_positive(in_features=in_features, out_features=out_features)
         _check_positive(**{f"hidden_features[{i}]": width for i, width in enumerate(hidden_features)})
         layers: list[nn.Module] = [nn.Flatten()]
-        for width, next_width in zip(widths, widths[1:], strict=False):
+        for width, next_width in pairwise(widths):
             layers += [nn.Linear(width, next_width), nn.ReLU()]
         super().__init__(*layers, nn.Linear(widths[-1], out_features))
 
 
 class SmallCNN(nn.Sequential):
-    """3x3 convolution, ReLU and max-pool per stage, then one linear layer; `(B, C, H, W) -> (B, num_classes)`.
+    """Stages of 3x3 convolution, ReLU and max-pool, then a linear layer; `(B, C, H, W) -> (B, num_classes)`.
 
     Args:
         in_channels: Channels of the image: 1 for grey, 3 for RGB.
@@ -75,7 +76,7 @@ class SmallCNN(nn.Sequential):
         _check_positive(in_channels=in_channels, num_classes=num_classes)
         _check_positive(**{f"widths[{i}]": width for i, width in enumerate(widths)})
         layers: list[nn.Module] = []
-        for width, next_width in zip(channels, channels[1:], strict=False):
+        for width, next_width in pairwise(channels):
             layers.append(nn.Conv2d(width, next_width, kernel_size=3, padding=1))
             if norm_groups is not None:
                 layers.append(nn.GroupNorm(norm_groups, next_width))
@@ -88,8 +89,8 @@ class ConvNet6(nn.Sequential):
     """CIFAR-10 network of the banded-square-root notebook, `(B, C, H, W) -> (B, num_classes)`.
 
     Six 3x3 convolutions (32, 32, 64, 64, 128, 128) with ReLU, a max-pool after each pair, one linear layer
-    (2048 -> 10 for 32x32 images), no normalisation: 307,498 parameters. Source: the notebook published in 2025
-    with the experiments of the BSR and BISR papers (Kalinin and Lampert).
+    (2048 -> 10 for 32x32 images), no normalisation: 307,498 parameters. Source: the notebook published in
+    2025 with the experiments of the BSR and BISR papers (Kalinin and Lampert).
 
     Args:
         in_channels: Channels of the image.
@@ -100,18 +101,13 @@ class ConvNet6(nn.Sequential):
         ValueError: If a size is below 1 or the image is too small for three max-pools.
     """
 
-    def __init__(
-        self, in_channels: int = 3, num_classes: int = 10, image_size: int | tuple[int, int] = 32
-    ) -> None:
+    def __init__(self, in_channels: int = 3, num_classes: int = 10, image_size: int | tuple[int, int] = 32) -> None:
         _check_positive(in_channels=in_channels, num_classes=num_classes)
         layers: list[nn.Module] = []
         width = in_channels
         for next_width in (32, 64, 128):
-            layers += [nn.Conv2d(width, next_width, kernel_size=3, padding=1), nn.ReLU()]
-            layers += [
-                nn.Conv2d(next_width, next_width, kernel_size=3, padding=1),
-                nn.ReLU(),
-                nn.MaxPool2d(2),
-            ]
+            for channels in (width, next_width):
+                layers += [nn.Conv2d(channels, next_width, kernel_size=3, padding=1), nn.ReLU()]
+            layers.append(nn.MaxPool2d(2))
             width = next_width
         super().__init__(*layers, nn.Flatten(), nn.Linear(_flat_size(width, image_size, 3), num_classes))

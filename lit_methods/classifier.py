@@ -69,7 +69,7 @@ class Classifier(LightningModule):
         """Loss of each example of `(inputs, labels)`, unreduced: `(B,)`."""
         inputs, labels = batch
         unreduced = copy.copy(self.loss)
-        unreduced.reduction = "none"
+        unreduced.reduction = "none"  # type: ignore[assignment]  # torch types every attribute as a tensor
         return cast(Tensor, unreduced(self(inputs), labels))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

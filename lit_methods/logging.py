@@ -23,7 +23,7 @@ def log_folder(trainer: Trainer) -> Path | None:
     Args:
         trainer: A trainer on rank zero.
     """
-    if trainer.fast_dev_run:
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning sets it outside of __init__
         return None
     for logger in trainer.loggers:
         folder = getattr(logger, "log_dir", None) or logger.save_dir

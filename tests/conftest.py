@@ -67,6 +67,19 @@ def gloo() -> Iterator[GlooPool]:
     pool.close()
 
 
+@pytest.fixture
+def wandb_offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lets W&B write offline runs; it reads its environment once per process unless torn down."""
+    import wandb
+
+    wandb.teardown()
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.delenv("WANDB_DIR")
+    yield
+    wandb.finish()
+    wandb.teardown()
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real data sets that tests marked `data` read."""

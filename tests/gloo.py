@@ -1,7 +1,7 @@
 """Two processes that stay alive for a whole test session and talk over gloo.
 
-A test asks for the `gloo` fixture and calls `gloo.run(fn, *args)`, with `fn(rank, world_size, *args)` at the top level of
-a test module. Inside `fn`, `Trainer(**ddp_trainer_kwargs())` trains in the running process group.
+A test asks for the `gloo` fixture and calls `gloo.run(fn, *args)`, with `fn(rank, world_size, *args)` at the top
+level of a test module. Inside `fn`, `Trainer(**ddp_trainer_kwargs())` trains in the running process group.
 """
 
 import os

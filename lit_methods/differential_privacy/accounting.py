@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lit_methods.differential_privacy.factorization import Strategy
-from lit_methods.differential_privacy.functional import gaussian_epsilon, gaussian_noise_multiplier
+from lit_methods.differential_privacy.functional import gaussian_epsilon
 
 ROUNDING = 1.0 + 1e-6
 
@@ -20,7 +20,7 @@ class FixedOrderAccounting:
     Guarantees:
         - With noise of standard deviation ``noise_std * max_grad_norm`` before the filter ``C^-1`` the whole run is
           ``(epsilon_after(n), delta)``-DP for one example replaced by "no gradient".
-        - ``epsilon_after`` never decreases and ends at the budget that the run was calibrated to.
+        - ``epsilon_after`` never decreases and ends at the budget that the noise multiplier was calibrated to.
 
     Attributes:
         strategy: The strategy with its participation schedule.
@@ -31,11 +31,6 @@ class FixedOrderAccounting:
     strategy: Strategy
     noise_multiplier: float
     delta: float
-
-    @classmethod
-    def calibrated(cls, strategy: Strategy, epsilon: float, delta: float) -> FixedOrderAccounting:
-        """The least noise that keeps the whole run within ``(epsilon, delta)``."""
-        return cls(strategy, gaussian_noise_multiplier(epsilon, delta), delta)
 
     @property
     def noise_std(self) -> float:

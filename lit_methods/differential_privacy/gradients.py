@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from opacus.grad_sample import GradSampleHooks
 from torch import nn
 
@@ -25,16 +25,16 @@ class PerSampleGradients:
     """
 
     def __init__(self, module: nn.Module, loss_reduction: Literal["mean", "sum"] = "mean") -> None:
-        """See the class."""
         self._module = module
         self._in_place = [layer for layer in module.modules() if getattr(layer, "inplace", False) is True]
         try:
-            self._hooks = GradSampleHooks(module, loss_reduction=loss_reduction)
+            GradSampleHooks.validate(module, strict=True)
         except NotImplementedError as error:
             raise MisconfigurationException(
                 f"Some trained layers keep buffers, for which per-sample gradients are not defined: {error}. Replace"
                 " them (BatchNorm by GroupNorm), or freeze them."
             ) from error
+        self._hooks = GradSampleHooks(module, loss_reduction=loss_reduction)
         for layer in self._in_place:
             layer.inplace = False  # type: ignore[assignment]
 

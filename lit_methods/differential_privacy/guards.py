@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
@@ -9,7 +12,6 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
 )
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
@@ -25,29 +27,30 @@ def check_trainer(trainer: Trainer, allow_limited_batches: bool = False) -> None
     Raises:
         MisconfigurationException: On fp16, gradient clipping, limits, reloading, finders, or strategies that shard.
     """
+    flags: Any = trainer  # set by Lightning's connectors, unseen by type checkers
     if str(trainer.precision).startswith("16"):
         raise MisconfigurationException(
             f"precision={trainer.precision!r} scales the loss, so that every example would be clipped at the wrong"
             " norm. Use precision='bf16-mixed' or '32-true'."
         )
-    if trainer.gradient_clip_val:
+    if flags.gradient_clip_val:
         raise MisconfigurationException(
-            f"gradient_clip_val={trainer.gradient_clip_val!r} has no effect on private gradients, which are clipped"
+            f"gradient_clip_val={flags.gradient_clip_val!r} has no effect on private gradients, which are clipped"
             " per example. Remove it and set max_grad_norm of the privacy callback."
         )
-    limited = trainer.limit_train_batches != 1.0 or trainer.overfit_batches != 0.0
-    if limited and not trainer.fast_dev_run and not allow_limited_batches:
+    limited = flags.limit_train_batches != 1.0 or flags.overfit_batches != 0.0
+    if limited and not flags.fast_dev_run and not allow_limited_batches:
         raise MisconfigurationException(
-            f"limit_train_batches={trainer.limit_train_batches!r}, overfit_batches={trainer.overfit_batches!r}: in"
+            f"limit_train_batches={flags.limit_train_batches!r}, overfit_batches={flags.overfit_batches!r}: in"
             " the fixed order of private training this leaves the same examples out of every epoch. Train on a subset"
             " of the data set, or pass allow_limited_batches=True; the noise is then planned for the limited run."
         )
-    if trainer.reload_dataloaders_every_n_epochs:
+    if flags.reload_dataloaders_every_n_epochs:
         raise MisconfigurationException(
-            f"reload_dataloaders_every_n_epochs={trainer.reload_dataloaders_every_n_epochs!r} can change who takes"
+            f"reload_dataloaders_every_n_epochs={flags.reload_dataloaders_every_n_epochs!r} can change who takes"
             " part when. Set it to 0 for private training."
         )
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in flags.callbacks:
         if isinstance(callback, LearningRateFinder | BatchSizeFinder):
             raise MisconfigurationException(
                 f"{type(callback).__name__} trains on the private data in steps that nobody accounts for. Run it"
@@ -63,7 +66,7 @@ def check_trainer(trainer: Trainer, allow_limited_batches: bool = False) -> None
             f"strategy {type(trainer.strategy).__name__} shards or copies parameters in a way that per-sample"
             " gradients do not follow. Use strategy='auto' on one device, or 'ddp'."
         )
-    if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+    if trainer.world_size > 1 and flags._accelerator_connector.use_distributed_sampler:
         raise MisconfigurationException(
             "use_distributed_sampler=True lets Lightning shuffle the data anew in each epoch. Pass"
             " Trainer(use_distributed_sampler=False): the privacy callback shares each batch out over the processes."

@@ -64,7 +64,6 @@ class CorrelatedNoise:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """See the class."""
         for name, value in (("dimension", dimension), ("steps", steps), ("block_size", block_size)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, but is {value!r}.")

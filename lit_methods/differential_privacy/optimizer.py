@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from lit_methods.differential_privacy.noise import CorrelatedNoise
 
 
-class CorrelatedNoiseOptimizer(DPOptimizer):
+class CorrelatedNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
     """Clips per-sample gradients, sums them, adds correlated noise, and steps the wrapped optimizer.
 
     Each process clips its own examples; the first adds the noise; one sum over the processes follows. Per-sample
@@ -45,7 +45,6 @@ class CorrelatedNoiseOptimizer(DPOptimizer):
         expected_batch_size: int,
         gradient_scale: float = 1.0,
     ) -> None:
-        """See the class."""
         super().__init__(
             optimizer,
             noise_multiplier=noise_std,
@@ -112,7 +111,7 @@ class CorrelatedNoiseOptimizer(DPOptimizer):
             self.noise.count()
         if self.world_size > 1:
             distributed.all_reduce(total)
-        for p, gradient in zip(self.params, total.split([p.numel() for p in self.params]), strict=True):
+        for p, gradient in zip(self.params, torch.split(total, [p.numel() for p in self.params]), strict=True):
             p.grad = gradient.view_as(p).to(p.dtype)
             p.summed_grad = None
 

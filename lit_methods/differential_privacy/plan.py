@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from lit_methods.differential_privacy.accounting import FixedOrderAccounting
+from lit_methods.differential_privacy.factorization import Factorization, Participation
+from lit_methods.differential_privacy.functional import gaussian_noise_multiplier
+from lit_methods.differential_privacy.samplers import FixedOrderBatchSampler
+from lit_methods.differential_privacy.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,60 @@ class PrivacyPlan:
     num_examples: int
     order_seed: int
     parameters: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @classmethod
+    def make(
+        cls,
+        module: nn.Module,
+        optimizer: Optimizer,
+        factorization: Factorization,
+        *,
+        steps: int,
+        batches_per_epoch: int,
+        accumulation: int,
+        sampler: FixedOrderBatchSampler,
+        max_grad_norm: float,
+        delta: float,
+        epsilon: float | None = None,
+        noise_multiplier: float | None = None,
+    ) -> PrivacyPlan:
+        """Works a run out.
+
+        Args:
+            module: What is trained.
+            optimizer: Its only optimizer.
+            factorization: The rule that makes the strategy.
+            steps: Optimizer steps of the whole run.
+            batches_per_epoch: Physical batches of an epoch.
+            accumulation: Physical batches per optimizer step.
+            sampler: Order of the training data.
+            max_grad_norm: Clip norm.
+            delta: The ``delta`` of the guarantee.
+            epsilon: Budget to calibrate the noise to, or:
+            noise_multiplier: The noise over the sensitivity.
+
+        Returns:
+            The plan.
+        """
+        separation = -(-batches_per_epoch // accumulation)
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        names = {id(p): name for name, p in module.named_parameters()}
+        strategy = factorization.strategy(
+            Workload.from_optimizer(optimizer),
+            Participation(steps, -(-steps // separation), separation),
+            sum(p.numel() for p in parameters),
+        )
+        if epsilon is not None:
+            noise_multiplier = gaussian_noise_multiplier(epsilon, delta)
+        return cls(
+            accounting=FixedOrderAccounting(strategy, noise_multiplier or 0.0, delta),
+            max_grad_norm=max_grad_norm,
+            expected_batch_size=sampler.global_batch_size * accumulation,
+            accumulation=accumulation,
+            num_examples=sampler.num_examples,
+            order_seed=sampler.seed,
+            parameters=tuple((names[id(p)], tuple(p.shape)) for p in parameters),
+        )
 
     @property
     def dimension(self) -> int:
@@ -103,18 +161,3 @@ class PrivacyPlan:
             " with their noise state."
         )
 
-
-def trained_parameters(
-    module: nn.Module, order: Iterable[nn.Parameter]
-) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Names and shapes of the trained parameters in the optimizer's order.
-
-    Args:
-        module: Owner of the names.
-        order: The optimizer's parameters.
-
-    Returns:
-        One ``(name, shape)`` for each.
-    """
-    names = {id(p): name for name, p in module.named_parameters()}
-    return tuple((names[id(p)], tuple(p.shape)) for p in order)
