@@ -97,8 +97,9 @@ def sgd_workload(steps: int, momentum: float = 0.0, weight_decay_factor: float =
     _check_optimizer(momentum, weight_decay_factor)
     impulse = np.zeros(steps)
     impulse[0] = 1.0
-    total, product = weight_decay_factor + momentum, weight_decay_factor * momentum
-    return torch.from_numpy(signal.lfilter([1.0], [1.0, -total, product], impulse))
+    # One pole after the other: the second-order recursion loses a digit where both are near 1.
+    powers = signal.lfilter([1.0], [1.0, -momentum], impulse)
+    return torch.from_numpy(signal.lfilter([1.0], [1.0, -weight_decay_factor], powers))
 
 
 def series_square_root(workload: Series, bandwidth: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal
 
 import torch
@@ -34,6 +35,8 @@ class PerSampleGradients:
                 f"Some trained layers keep buffers, for which per-sample gradients are not defined: {error}. Replace"
                 " them (BatchNorm by GroupNorm), or freeze them."
             ) from error
+        # The first layer's inputs are data and need no gradient, which torch remarks on; the hook fires all the same.
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
         self._hooks = GradSampleHooks(module, loss_reduction=loss_reduction)
         for layer in self._in_place:
             layer.inplace = False  # type: ignore[assignment]

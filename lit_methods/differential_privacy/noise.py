@@ -70,8 +70,8 @@ class CorrelatedNoise:
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, but is {dtype}.")
         column = torch.as_tensor(coefficients, dtype=torch.float64).detach().cpu()
-        if column.ndim != 1 or column.numel() == 0 or not column[0] > 0:
-            raise ValueError(f"coefficients must be a vector with positive start, but are {coefficients!r}.")
+        if column.ndim != 1 or column.numel() == 0 or not column[0] > 0 or not column.isfinite().all():
+            raise ValueError(f"coefficients must be a finite vector with positive start, but are {coefficients!r}.")
         self.dimension = dimension
         self.steps = steps
         self.step = 0

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from lit_methods.differential_privacy.functional import (
     banded_square_root_coefficients,
     series_square_root,
+    sgd_workload,
     torch_sgd_roots,
 )
 
@@ -88,6 +89,8 @@ class Workload:
         Returns:
             ``a`` of shape ``(n,)``, float64, ``a[0] == 1``.
         """
+        if self.momentum is not None and self.weight_decay_factor is not None:
+            return sgd_workload(steps, self.momentum, self.weight_decay_factor)
         impulse = np.zeros(steps)
         impulse[0] = 1.0
         return torch.from_numpy(signal.lfilter(self.numerator, self.denominator, impulse))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -20,8 +21,8 @@ OFF_THE_GRID = [(0.9, 0.9), (0.9, 0.5), (0.5, 0.5), (0.0, 0.01), (0.999, 0.9999)
 
 @pytest.mark.parametrize(("momentum", "decay"), PAIRS + OFF_THE_GRID)
 def test_coefficients_equal_theorem_1_in_exact_fractions(momentum: float, decay: float) -> None:
-    exact = references.exact_coefficients(64, Fraction(momentum), Fraction(decay))
-    ours = F.banded_square_root_coefficients(64, momentum, decay)
+    exact = references.exact_coefficients(48, Fraction(momentum), Fraction(decay))
+    ours = F.banded_square_root_coefficients(48, momentum, decay)
     assert ours.dtype == torch.float64
     assert ours.tolist() == pytest.approx([float(c) for c in exact], rel=1e-12)
 
@@ -146,13 +147,13 @@ def test_the_noise_recurrence_is_stable_with_the_recorded_gain(row: dict) -> Non
         ("steps", lambda n: F.sgd_workload(n)),
     ],
 )
-def test_counts_below_one_are_refused(name: str, call, bad: int) -> None:
+def test_counts_below_one_are_refused(name: str, call: Callable[[int], torch.Tensor], bad: int) -> None:
     with pytest.raises(ValueError, match=rf"{name}.*{bad}"):
         call(bad)
 
 
 @pytest.mark.parametrize("function", [F.banded_square_root_coefficients, F.sgd_workload])
-def test_parameters_out_of_range_are_refused(function) -> None:
+def test_parameters_out_of_range_are_refused(function: Callable[..., torch.Tensor]) -> None:
     for momentum in (-0.1, 1.0, 1.5, math.nan):
         with pytest.raises(ValueError, match=f"momentum.*{momentum}"):
             function(4, momentum=momentum)
@@ -165,5 +166,5 @@ def test_series_that_have_no_root_are_refused() -> None:
     for series in ([0.0, 1.0], [-1.0, 1.0], [math.nan, 1.0], [], [[1.0, 2.0]]):
         with pytest.raises(ValueError, match="workload"):
             F.series_square_root(series, 1)
-    with pytest.raises(ValueError, match="workload.*bandwidth=3"):
+    with pytest.raises(ValueError, match=r"workload.*bandwidth=3"):
         F.series_square_root([1.0, 2.0], 3)

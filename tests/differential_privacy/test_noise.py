@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def draw(noise: CorrelatedNoise, count: int) -> torch.Tensor:
     return torch.stack([noise.next().clone() for _ in range(count)])
 
 
-def all_rows(coefficients: torch.Tensor, dimension: int, steps: int, **options) -> torch.Tensor:
+def all_rows(coefficients: torch.Tensor, dimension: int, steps: int, **options: Any) -> torch.Tensor:
     return draw(CorrelatedNoise(coefficients, dimension, steps, **options), steps)
 
 
@@ -30,7 +31,7 @@ def bsr(bandwidth: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("block_size", [1, 5, None])
-@pytest.mark.parametrize("bandwidth", [1, 2, 16, 64, 300])
+@pytest.mark.parametrize("bandwidth", [1, 16, 300])
 def test_recurrence_equals_the_triangular_solve(bandwidth: int, block_size: int | None) -> None:
     options = {"generator_seed": 3, "block_size": block_size, "dtype": torch.float64}
     white = all_rows(IDENTITY, 7, 200, **options).numpy()
@@ -47,7 +48,7 @@ def test_a_column_that_does_not_start_with_one_is_divided_by_its_start() -> None
 
 
 @pytest.mark.parametrize("block_size", [1, None])
-@pytest.mark.parametrize("bandwidth", [4, 16, 64])
+@pytest.mark.parametrize("bandwidth", [4, 64])
 def test_float32_is_within_rounding_of_the_exact_solve(bandwidth: int, block_size: int | None) -> None:
     options = {"generator_seed": 5, "block_size": block_size}
     white = all_rows(IDENTITY, 100, 200, **options).double().numpy()
@@ -57,9 +58,9 @@ def test_float32_is_within_rounding_of_the_exact_solve(bandwidth: int, block_siz
     assert np.linalg.norm(noise.numpy() - exact) <= 1e-6 * np.linalg.norm(exact)
 
 
-@pytest.mark.parametrize("block_size", [2, 3, 8, 16, 100, None])
+@pytest.mark.parametrize("block_size", [3, 8, 100, None])
 @pytest.mark.parametrize("bandwidth", [1, 2, 6, 17, 90])
-@pytest.mark.parametrize("steps", [1, 16, 41])
+@pytest.mark.parametrize("steps", [1, 41])
 def test_blocks_give_the_plain_recurrence(steps: int, bandwidth: int, block_size: int | None) -> None:
     plain = all_rows(bsr(bandwidth), 33, steps, generator_seed=11, block_size=1)
     blocked = all_rows(bsr(bandwidth), 33, steps, generator_seed=11, block_size=block_size)
@@ -119,9 +120,9 @@ def test_coordinates_are_independent(many_columns: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("block_size", [1, 4, 7, None])
-@pytest.mark.parametrize("bandwidth", [1, 6, 23])
+@pytest.mark.parametrize("bandwidth", [6, 23])
 def test_resume_is_bit_identical_at_every_position(bandwidth: int, block_size: int | None) -> None:
-    steps, dimension = 18, 21
+    steps, dimension = 14, 21
     whole = CorrelatedNoise(bsr(bandwidth), dimension, steps, generator_seed=13, block_size=block_size)
     states, rows = [], []
     for _ in range(steps):
@@ -206,10 +207,17 @@ def test_reduced_precision_around_it_does_not_reach_it() -> None:
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("dimension", {"dimension": 0}), ("steps", {"steps": 0}), ("block_size", {"block_size": -1}),
-     ("block_size", {"block_size": 0}), ("dtype", {"dtype": torch.bfloat16}), ("dtype", {"dtype": torch.float16}),
-     ("coefficients", {"coefficients": torch.zeros(3)}), ("coefficients", {"coefficients": torch.ones(2, 2)}),
-     ("coefficients", {"coefficients": torch.tensor([1.0, float("nan")])})],
+    [
+        ("dimension", {"dimension": 0}),
+        ("steps", {"steps": 0}),
+        ("block_size", {"block_size": -1}),
+        ("block_size", {"block_size": 0}),
+        ("dtype", {"dtype": torch.bfloat16}),
+        ("dtype", {"dtype": torch.float16}),
+        ("coefficients", {"coefficients": torch.zeros(3)}),
+        ("coefficients", {"coefficients": torch.ones(2, 2)}),
+        ("coefficients", {"coefficients": torch.tensor([1.0, float("nan")])}),
+    ],
 )
 def test_bad_arguments_are_refused(name: str, options: dict) -> None:
     with pytest.raises(ValueError, match=name):

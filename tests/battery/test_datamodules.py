@@ -1,0 +1,50 @@
+"""Each datamodule feeds every loop, also as a copy, and gives the same batches again."""
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule
+
+from lit_methods import Classifier
+from lit_methods.backbones import MLP
+from tests.battery.trainers import toy_trainer
+from tests.matrix import DATAMODULES, Parts
+
+LOOPS = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
+per_datamodule = pytest.mark.parametrize("name", DATAMODULES)
+pytestmark = pytest.mark.filterwarnings("ignore:You have overridden")
+
+
+def _batch(data: LightningDataModule, stage: str) -> Any:
+    torch.manual_seed(3)
+    data.prepare_data()
+    data.setup(stage)
+    return next(iter(getattr(data, f"{LOOPS[stage]}_dataloader")()))
+
+
+@per_datamodule
+@pytest.mark.parametrize("stage", LOOPS)
+def test_feeds_the_loop_of_a_classifier(name: str, stage: str, tmp_path: Path) -> None:
+    data = DATAMODULES[name](tmp_path)
+    images, labels = _batch(DATAMODULES[name](tmp_path), "fit")
+    assert images.shape[0] == labels.shape[0]
+    module = Classifier(MLP(images[0].numel(), [], 10), 10)
+    trainer = toy_trainer(Parts(module, [], data), tmp_path, fast_dev_run=True)
+    getattr(trainer, stage)(module, datamodule=data)
+    assert trainer.state.finished
+
+
+@per_datamodule
+@pytest.mark.parametrize("stage", LOOPS)
+def test_copies_give_the_same_batches(name: str, stage: str, tmp_path: Path) -> None:
+    data = DATAMODULES[name](tmp_path)
+    copies = [copy.deepcopy(data), pickle.loads(pickle.dumps(data))]  # noqa: S301  our own bytes
+    expected = _batch(data, stage)
+    copies += [copy.deepcopy(data), pickle.loads(pickle.dumps(data))]  # noqa: S301
+    for other in copies:
+        for found, tensor in zip(_batch(other, stage), expected, strict=True):
+            assert torch.equal(found, tensor)
