@@ -20,7 +20,7 @@ Series = Tensor | Sequence[float] | NDArray[np.float64]
 
 
 def _check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or int(value) != value or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, but is {value!r}.")
 
 
@@ -48,7 +48,8 @@ def banded_square_root_coefficients(
 ) -> Tensor:
     """First ``p`` coefficients of the square root of the SGD workload (Theorem 1).
 
-    They are the power series of ``((1 - alpha z)(1 - beta z))^(-1/2)``, computed by its Legendre recursion in O(p).
+    They are the power series of ``((1 - alpha z)(1 - beta z))^(-1/2)``, computed by its three-term recursion in O(p),
+    arranged so that neither ``alpha + beta`` nor ``alpha * beta`` is rounded.
 
     Args:
         bandwidth: Number ``p`` of kept diagonals of ``C``, the main one included.
@@ -67,12 +68,11 @@ def banded_square_root_coefficients(
     """
     _check_count("bandwidth", bandwidth)
     _check_optimizer(momentum, weight_decay_factor)
-    total, product = weight_decay_factor + momentum, weight_decay_factor * momentum
-    coefficients = [1.0, 0.5 * total]
+    coefficients = [1.0, 0.5 * (weight_decay_factor + momentum)]
     for j in range(2, bandwidth):
-        coefficients.append(
-            (total * (j - 0.5) * coefficients[j - 1] - product * (j - 1) * coefficients[j - 2]) / j
-        )
+        last = (j - 0.5) * coefficients[j - 1]
+        inner = last - weight_decay_factor * (j - 1) * coefficients[j - 2]
+        coefficients.append((weight_decay_factor * last + momentum * inner) / j)
     return torch.tensor(coefficients[:bandwidth], dtype=torch.float64)
 
 
@@ -148,7 +148,7 @@ def torch_sgd_roots(learning_rate: float, momentum: float, weight_decay: float) 
         ValueError: On parameters out of range.
     """
     _check_optimizer(momentum, 1.0)
-    if learning_rate <= 0 or weight_decay < 0:
+    if not (0 < learning_rate < math.inf and 0 <= weight_decay < math.inf):
         raise ValueError(
             f"learning_rate must be above 0 and weight_decay at least 0, but are {learning_rate!r}, {weight_decay!r}."
         )
@@ -266,9 +266,9 @@ def gaussian_delta(noise_multiplier: float, epsilon: float) -> float:
     Raises:
         ValueError: On parameters out of range.
     """
-    if not noise_multiplier > 0 or not epsilon >= 0:
+    if not (0 < noise_multiplier < math.inf and 0 <= epsilon < math.inf):
         raise ValueError(
-            f"noise_multiplier must be above 0 and epsilon at least 0, but are {noise_multiplier!r}, {epsilon!r}."
+            f"noise_multiplier must be above 0 and epsilon at least 0, both finite, but are {noise_multiplier!r}, {epsilon!r}."
         )
     half, shift = 0.5 / noise_multiplier, epsilon * noise_multiplier
     first = float(special.log_ndtr(half - shift))
@@ -328,7 +328,7 @@ def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
     _check_budget(delta)
     if noise_multiplier < 0 or math.isnan(noise_multiplier):
         raise ValueError(f"noise_multiplier must be at least 0, but is {noise_multiplier!r}.")
-    if noise_multiplier == 0.0:
+    if noise_multiplier < 1e-100:
         return math.inf
     if math.isinf(noise_multiplier) or gaussian_delta(noise_multiplier, 0.0) <= delta:
         return 0.0

@@ -151,6 +151,7 @@ class CorrelatedNoise:
         """Everything that the next draws depend on. Secret: it lets its holder subtract the noise."""
         return {
             "rows": self._rows.detach().to("cpu", copy=True),
+            "product": self._product.detach().to("cpu", copy=True),
             "step": self.step,
             "generator": self.generator.get_state(),
         }
@@ -159,16 +160,19 @@ class CorrelatedNoise:
         """Goes on where the saved noise stopped.
 
         Args:
-            state: Of :meth:`state_dict`, from a noise of the same coefficients, dimension, steps and block size.
+            state: Of :meth:`state_dict`, from a noise of the same coefficients, dimension, dtype and block size.
 
         Raises:
-            ValueError: If the buffer has another shape.
+            ValueError: If it comes from another noise.
         """
-        if state["rows"].shape != self._rows.shape:
+        rows, product = state["rows"], state["product"].to(self._product)
+        if rows.shape != (self._row_count, self.dimension) or not torch.equal(product, self._product):
             raise ValueError(
-                f"The saved noise has {tuple(state['rows'].shape)} rows and columns, but {tuple(self._rows.shape)} are"
-                " needed: it belongs to another model or another bandwidth."
+                f"The saved noise has {tuple(rows.shape)} rows and columns or other coefficients, but"
+                f" {(self._row_count, self.dimension)} are needed: it belongs to another model or strategy."
             )
-        self._rows.copy_(state["rows"])
+        if rows.dtype != self._product.dtype:
+            raise ValueError(f"The saved noise is of {rows.dtype}, but {self._product.dtype} is needed.")
+        self._rows.copy_(rows)
         self.step = int(state["step"])
         self.generator.set_state(state["generator"].cpu())

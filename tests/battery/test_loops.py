@@ -64,9 +64,7 @@ def test_bf16_mixed_losses_are_finite_and_near_float32(entry: Entry, tmp_path: P
     runs = []
     for precision in ("32-true", "bf16-mixed"):
         parts, losses = entry.make(tmp_path, 1), BackwardLosses()
-        toy_trainer(parts, tmp_path, losses, precision=precision, max_epochs=1).fit(
-            parts.module, datamodule=parts.data
-        )
+        toy_trainer(parts, tmp_path, losses, precision=precision, max_epochs=1).fit(parts.module, datamodule=parts.data)
         runs.append(torch.tensor(losses.values))
         assert {p.dtype for p in parts.module.parameters()} == {torch.float32}
     torch.testing.assert_close(runs[1], runs[0], rtol=0.1, atol=0.1)

@@ -54,4 +54,7 @@ def _history(log: Recorder, at: int) -> list[tuple[int, dict[str, float]]]:
     if at != MID_EPOCH:
         return rows
     # Lightning's checkpoints hold no running means: in the broken epoch those of training cover only its rest.
-    return [(step, {k: v for k, v in row.items() if step >= 2 * STEPS_PER_EPOCH or k != "train/loss"}) for step, row in rows]
+    return [
+        (step, {k: v for k, v in row.items() if step >= 2 * STEPS_PER_EPOCH or not k.startswith("train/")})
+        for step, row in rows
+    ]

@@ -29,7 +29,7 @@ def test_every_example_comes_once_per_epoch_and_always_len_apart(
 
 
 def test_the_order_is_a_shuffle_that_depends_on_the_seed() -> None:
-    orders = [sum(FixedOrderBatchSampler(50, 8, seed=seed), []) for seed in (0, 0, 1)]
+    orders = [[index for batch in FixedOrderBatchSampler(50, 8, seed=seed) for index in batch] for seed in (0, 0, 1)]
     assert orders[0] == orders[1]
     assert orders[0] != orders[2]
     assert orders[0] != sorted(orders[0])
