@@ -16,7 +16,7 @@ _STAGES = ("train", "val", "test")
 
 
 def log_folder(trainer: Trainer) -> Path | None:
-    """Returns the folder of the run, or None under `fast_dev_run`, which leaves no files.
+    """Returns the folder of the run, or None without a logger and under `fast_dev_run`, which leave no files.
 
     Unlike `trainer.log_dir` this makes no collective call, so rank zero may ask alone.
 
@@ -29,7 +29,7 @@ def log_folder(trainer: Trainer) -> Path | None:
         folder = getattr(logger, "log_dir", None) or logger.save_dir
         if folder is not None:
             return Path(folder)
-    return Path(trainer.default_root_dir)
+    return Path(trainer.default_root_dir) if trainer.loggers else None
 
 
 def log_figure(trainer: Trainer, key: str, figure: "Figure", step: int | None = None) -> Path | None:
@@ -44,7 +44,8 @@ def log_figure(trainer: Trainer, key: str, figure: "Figure", step: int | None = 
         step: Optimizer steps so far; None means `trainer.global_step`.
 
     Returns:
-        The PNG's path, or None if a logger took the figure, off rank zero, and under `fast_dev_run`.
+        The PNG's path, or None if a logger took the figure, off rank zero, without a logger, and under
+        `fast_dev_run`.
     """
     if not trainer.is_global_zero:
         return None
@@ -77,7 +78,8 @@ def log_table(trainer: Trainer, key: str, columns: Sequence[str], rows: Sequence
         rows: One sequence per row, as long as `columns`.
 
     Returns:
-        The CSV file's path, or None if W&B took the table, off rank zero, and under `fast_dev_run`.
+        The CSV file's path, or None if W&B took the table, off rank zero, without a logger, and under
+        `fast_dev_run`.
 
     Raises:
         ValueError: If a row is not as long as `columns`.

@@ -25,9 +25,10 @@ def test_figure_becomes_a_png_beside_the_csv_log(tmp_path: Path, figure: Figure)
     assert imread(path).shape[:2] == (100, 200)
 
 
-def test_figure_without_logger_lies_in_the_root_folder(tmp_path: Path, figure: Figure) -> None:
+def test_without_logger_nothing_is_written(tmp_path: Path, figure: Figure) -> None:
     trainer = Trainer(logger=False, default_root_dir=tmp_path, accelerator="cpu")
-    assert log_figure(trainer, "curve", figure) == tmp_path / "curve.png"
+    assert log_figure(trainer, "curve", figure) is None
+    assert not list(tmp_path.iterdir())
 
 
 def test_fast_dev_run_writes_nothing(tmp_path: Path, figure: Figure) -> None:

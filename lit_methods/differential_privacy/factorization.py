@@ -60,9 +60,7 @@ class Strategy:
     def sensitivity(self, steps: int | None = None) -> float:
         """Sensitivity of ``C`` (Theorem 2), of the first ``steps`` steps if given."""
         schedule = self.participation if steps is None else self.participation.prefix(steps)
-        return toeplitz_sensitivity(
-            self.coefficients, schedule.steps, schedule.participations, schedule.separation
-        )
+        return toeplitz_sensitivity(self.coefficients, schedule.steps, schedule.participations, schedule.separation)
 
     def expected_error(self) -> float:
         """Expected error ``E(B, C)`` (equation 4) for unit noise and clip norm."""

@@ -43,9 +43,7 @@ def _as_series(name: str, series: Series) -> NDArray[np.float64]:
     return array
 
 
-def banded_square_root_coefficients(
-    bandwidth: int, momentum: float = 0.0, weight_decay_factor: float = 1.0
-) -> Tensor:
+def banded_square_root_coefficients(bandwidth: int, momentum: float = 0.0, weight_decay_factor: float = 1.0) -> Tensor:
     """First ``p`` coefficients of the square root of the SGD workload (Theorem 1).
 
     They are the power series of ``((1 - alpha z)(1 - beta z))^(-1/2)``, computed by its three-term recursion in O(p),
@@ -162,9 +160,7 @@ def torch_sgd_roots(learning_rate: float, momentum: float, weight_decay: float) 
     return min(alpha, 1.0), momentum / alpha
 
 
-def toeplitz_sensitivity(
-    coefficients: Series, steps: int, participations: int, separation: int
-) -> float:
+def toeplitz_sensitivity(coefficients: Series, steps: int, participations: int, separation: int) -> float:
     """Sensitivity of a lower-triangular Toeplitz strategy under ``(k, b)`` participation (Theorem 2).
 
     Args:
@@ -268,7 +264,8 @@ def gaussian_delta(noise_multiplier: float, epsilon: float) -> float:
     """
     if not (0 < noise_multiplier < math.inf and 0 <= epsilon < math.inf):
         raise ValueError(
-            f"noise_multiplier must be above 0 and epsilon at least 0, both finite, but are {noise_multiplier!r}, {epsilon!r}."
+            "noise_multiplier must be finite and above 0, and epsilon finite and at least 0, but are"
+            f" {noise_multiplier!r}, {epsilon!r}."
         )
     half, shift = 0.5 / noise_multiplier, epsilon * noise_multiplier
     first = float(special.log_ndtr(half - shift))

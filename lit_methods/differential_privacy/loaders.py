@@ -19,9 +19,7 @@ def _refusal(found: str, way_out: str = _WAY_OUT) -> ValueError:
     )
 
 
-def fixed_order_loader(
-    loader: DataLoader[Any], seed: int = 0, rank: int = 0, world_size: int = 1
-) -> DataLoader[Any]:
+def fixed_order_loader(loader: DataLoader[Any], seed: int = 0, rank: int = 0, world_size: int = 1) -> DataLoader[Any]:
     """Rebuilds a plain training loader so that it visits one frozen random partition in every epoch.
 
     Args:

@@ -85,9 +85,7 @@ class CorrelatedNoise:
     @cached_property
     def _rows(self) -> Tensor:
         """The ring buffer, made at the first draw: a process that only counts needs none."""
-        return torch.zeros(
-            self._row_count, self.dimension, device=self._product.device, dtype=self._product.dtype
-        )
+        return torch.zeros(self._row_count, self.dimension, device=self._product.device, dtype=self._product.dtype)
 
     def _block_product(self, column: Tensor, past: int) -> Tensor:
         """The matrix that takes (past outputs, fresh normals), oldest row first, to a block's outputs."""

@@ -127,9 +127,7 @@ class PrivacyPlan:
         now = self.fingerprint()
         changed = [name for name in now if saved.get(name) != now[name]]
         if changed:
-            short = [
-                f"{name} (saved {saved.get(name)!r:.60}, now {now[name]!r:.60})" for name in changed
-            ]
+            short = [f"{name} (saved {saved.get(name)!r:.60}, now {now[name]!r:.60})" for name in changed]
             raise ValueError(
                 f"The checkpoint belongs to another private run: {'; '.join(short)} changed. The noise of its remaining"
                 " steps would not cover this run. Resume with the settings that it was started with, or train anew"
@@ -160,4 +158,3 @@ class PrivacyPlan:
             f" {self.max_grad_norm:g}). Not covered: metrics logged on the training data, and this run's checkpoints"
             " with their noise state."
         )
-

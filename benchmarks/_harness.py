@@ -1,0 +1,65 @@
+"""What every benchmark shares: sides measured in turn, medians, the machine, and headlines."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """`--quick`, `--json FILE` and `--seed`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="a smaller run, within 50 seconds on two cores")
+    parser.add_argument("--json", type=Path, help="also write all figures to this file")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help="run only the parts whose name contains this")
+    return parser.parse_args()
+
+
+def machine() -> str:
+    """One line on the machine and the versions."""
+    versions = " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "lightning", "opacus"))
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return f"{device}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; {versions}"
+
+
+def medians(sides: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 1) -> dict[str, float]:
+    """Median seconds of each side, the sides interleaved so that a noisy machine hits all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for repeat in range(warm_up + repeats):
+        for name, side in sides.items():
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            side()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if repeat >= warm_up:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
+    """Prints a Markdown table."""
+    print(f"\n### {title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for row in rows:
+        print("| " + " | ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row) + " |")
+
+
+def finish(headlines: Mapping[str, float], figures: Mapping[str, Any], path: Path | None) -> None:
+    """Prints the headlines last and writes the JSON file."""
+    print()
+    for key, value in headlines.items():
+        print(f"headline {key} {value:.4g}")
+    if path is not None:
+        path.write_text(json.dumps({"machine": machine(), "headlines": dict(headlines), **figures}, indent=1))
