@@ -33,6 +33,7 @@ class AxpyLoop:
         self.generator = torch.Generator()
 
     def next(self) -> Tensor:
+        """The next vector."""
         fresh = torch.empty_like(self.past[0]).normal_(generator=self.generator)
         for coefficient, vector in zip(self.coefficients[1:], self.past, strict=True):
             fresh.sub_(vector, alpha=coefficient)
@@ -48,6 +49,7 @@ class BufferShift:
         self.buffer = torch.zeros(len(self.weights), dimension)
 
     def next(self) -> Tensor:
+        """The next vector."""
         fresh = torch.randn(self.buffer.shape[1]) - self.weights @ self.buffer
         self.buffer = torch.cat([fresh[None], self.buffer[:-1]])
         return fresh

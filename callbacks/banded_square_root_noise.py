@@ -175,8 +175,7 @@ class BandedSquareRootNoise(Callback):
         if self._optimizer is None or self._gradients is None:
             return
         if not self._checked:
-            self._gradients.check()
-            self._checked = True
+            self._checked = self._gradients.check()
         self._optimizer.clip_and_accumulate()
         self._optimizer.original_optimizer.zero_grad()
 

@@ -19,12 +19,23 @@ def _refusal(found: str, way_out: str = _WAY_OUT) -> ValueError:
     )
 
 
-def fixed_order_loader(loader: DataLoader[Any], seed: int = 0, rank: int = 0, world_size: int = 1) -> DataLoader[Any]:
+class FixedOrderLoader(DataLoader[Any]):
+    """A loader whose place in the epoch is restored by the privacy callback, from the noise's own step count."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing of its own: it tells Lightning that the loader can resume."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+def fixed_order_loader(loader: DataLoader[Any], seed: int = 0, rank: int = 0, world_size: int = 1) -> FixedOrderLoader:
     """Rebuilds a plain training loader so that it visits one frozen random partition in every epoch.
 
     Args:
         loader: A ``DataLoader`` over a map-style data set, shuffled or not; one that already has a
-            :class:`FixedOrderBatchSampler` is returned as it is.
+            :class:`FixedOrderBatchSampler` keeps it.
         seed: Seed of the partition.
         rank: This process.
         world_size: Number of processes.
@@ -38,7 +49,7 @@ def fixed_order_loader(loader: DataLoader[Any], seed: int = 0, rank: int = 0, wo
     if not isinstance(loader, DataLoader):
         raise _refusal(f"a {type(loader).__name__}")
     if isinstance(loader.batch_sampler, FixedOrderBatchSampler):
-        return loader
+        return _rebuild(loader, loader.batch_sampler)
     if not hasattr(loader.dataset, "__len__") or not hasattr(loader.dataset, "__getitem__"):
         raise _refusal("an iterable data set, which has no fixed order", "Use a map-style data set.")
     if type(loader).__iter__ is not DataLoader.__iter__ or type(loader.batch_sampler) is not BatchSampler:
@@ -54,7 +65,11 @@ def fixed_order_loader(loader: DataLoader[Any], seed: int = 0, rank: int = 0, wo
     order = FixedOrderBatchSampler(
         len(loader.dataset), int(loader.batch_size or 1), seed, loader.drop_last, rank, world_size
     )
-    return DataLoader(
+    return _rebuild(loader, order)
+
+
+def _rebuild(loader: DataLoader[Any], order: FixedOrderBatchSampler) -> FixedOrderLoader:
+    return FixedOrderLoader(
         loader.dataset,
         batch_sampler=order,
         num_workers=loader.num_workers,
@@ -83,7 +98,7 @@ class FixedOrderSource:
         self._source = cast(Any, trainer.fit_loop._data_source)
         request = self._source.dataloader
 
-        def dataloader() -> DataLoader[Any]:
+        def dataloader() -> FixedOrderLoader:
             loader = fixed_order_loader(request(), seed, trainer.global_rank, trainer.world_size)
             self.sampler = cast(FixedOrderBatchSampler, loader.batch_sampler)
             self.sampler.start_at(self.start)
