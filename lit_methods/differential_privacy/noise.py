@@ -76,7 +76,7 @@ class CorrelatedNoise:
         self.steps = steps
         self.step = 0
         past = min(column.numel(), steps) - 1
-        self.block_size = block_size or max(1, min(32, past // 4))
+        self.block_size = block_size or max(1, min(32, past // 3))
         self._row_count = self.block_size * (1 - (-past // self.block_size))
         self.generator = torch.Generator(device)
         self.generator.manual_seed(secrets.randbits(63) if generator_seed is None else generator_seed)
