@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_methods.differential_privacy.accounting import FixedOrderAccounting
 from lit_methods.differential_privacy.factorization import (
+    BandedInverseSquareRoot,
     BandedSquareRoot,
     Factorization,
     Identity,
@@ -11,6 +12,7 @@ from lit_methods.differential_privacy.factorization import (
     Strategy,
 )
 from lit_methods.differential_privacy.noise import CorrelatedNoise
+from lit_methods.differential_privacy.optimized import BestClosedForm, OptimalBandedToeplitz
 from lit_methods.differential_privacy.samplers import FixedOrderBatchSampler
 from lit_methods.differential_privacy.workload import Workload
 
@@ -19,13 +21,16 @@ if TYPE_CHECKING:
     from lit_methods.differential_privacy.optimizer import CorrelatedNoiseOptimizer
 
 __all__ = [
+    "BandedInverseSquareRoot",
     "BandedSquareRoot",
+    "BestClosedForm",
     "CorrelatedNoise",
     "CorrelatedNoiseOptimizer",
     "Factorization",
     "FixedOrderAccounting",
     "FixedOrderBatchSampler",
     "Identity",
+    "OptimalBandedToeplitz",
     "Participation",
     "PerSampleGradients",
     "Strategy",
