@@ -20,7 +20,8 @@ class GhostGradients(LayerHooks):
     """Puts the sum of clipped per-sample gradients into ``p.grad``: the first pass takes norms, the second weighs.
 
     Linear and embedding layers never hold a gradient per example; others hold theirs one layer at a time (Opacus'
-    fast gradient clipping). The price is the second backward pass.
+    fast gradient clipping). The price is the second backward pass. A forward pass in training mode that no backward
+    pass follows belongs under ``torch.no_grad()``.
 
     Args:
         module: The module; its state-dict keys and classes stay as they are.
@@ -59,23 +60,29 @@ class GhostGradients(LayerHooks):
             ValueError: On another shape, or where an example's gradient is not finite.
             MisconfigurationException: Where norms are rounded to 16 bits, or miss a part of a gradient.
         """
-        if losses.ndim != 1:
-            raise ValueError(f"losses must have shape (B,), one per example, but have {tuple(losses.shape)}.")
         before = [p.grad for _, p in self._trained]
-        self._set_gradients([None] * len(before))
         try:
-            torch.autograd.backward(losses.sum(), retain_graph=True)
-            norms = self._take_norms(losses)
-        finally:
+            norms = self._norms(losses)
             self._set_gradients(before)
-        self._hooks.disable_hooks()
-        try:
+            self._hooks.disable_hooks()
             if not self._tested and len(losses) > 0:
                 self._self_test(losses, norms)
             factors = (self.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
             torch.autograd.backward(losses, grad_tensors=factors.to(losses))
+        except Exception:
+            self._set_gradients(before)
+            self._forget()
+            raise
         finally:
             self._hooks.enable_hooks()
+
+    def _norms(self, losses: Tensor) -> Tensor:
+        """The first pass; leaves a gradient in ``p.grad`` that nobody clipped."""
+        if losses.ndim != 1:
+            raise ValueError(f"losses must have shape (B,), one per example, but have {tuple(losses.shape)}.")
+        self._set_gradients([None] * len(self._trained))
+        torch.autograd.backward(losses.sum(), retain_graph=True)
+        return self._take_norms(losses)
 
     def check(self) -> bool:
         """Refuses gradients of a backward pass that was not :meth:`backward`, which nobody clipped.

@@ -44,11 +44,9 @@ class LayerHooks:
 
     def remove(self) -> None:
         """Leaves the module as it was found."""
+        self._forget()
         self._hooks.cleanup()
         for layer in self._module.modules():
-            for name in ("activations", "max_batch_len"):
-                if name in layer.__dict__:
-                    delattr(layer, name)
             if not layer._backward_hooks:
                 layer._is_full_backward_hook = None
         for p in self._module.parameters():
@@ -56,6 +54,15 @@ class LayerHooks:
                 del p.summed_grad
         for layer in self._in_place:
             layer.inplace = True  # type: ignore[assignment]
+
+    def _forget(self) -> None:
+        """Drops what the hooks noted of a forward pass that no backward pass followed."""
+        for layer in self._module.modules():
+            for name in ("activations", "max_batch_len"):
+                layer.__dict__.pop(name, None)
+        for p in self._module.parameters():
+            if hasattr(p, "_forward_counter"):
+                p._forward_counter = 0
 
 
 class PerSampleGradients(LayerHooks):

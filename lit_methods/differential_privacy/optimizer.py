@@ -11,6 +11,7 @@ from opacus.optimizers import (
     DPOptimizer,
     DPOptimizerFastGradientClipping,
 )
+from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
 from torch import Tensor, distributed
 from torch.optim import Optimizer
 
@@ -231,12 +232,28 @@ class GhostCorrelatedNoiseOptimizer(CorrelatedNoiseMixin, DPOptimizerFastGradien
 
     @torch.no_grad()
     def clip_and_accumulate(self) -> None:
-        """Moves what ``p.grad`` holds to ``p.summed_grad`` (float32)."""
+        """Moves what ``p.grad`` holds to ``p.summed_grad`` (float32).
+
+        Raises:
+            ValueError: If it is the last step's gradient, or was added to it: ``zero_grad`` was forgotten.
+        """
         self._check_gradients()
+        for p in self.params:
+            _check_processed_flag(p.grad)
         for p in self.params:
             if p.grad is not None:
                 self._accumulate(p, p.grad.to(torch.promote_types(p.dtype, torch.float32)))
                 p.grad = None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drops gradients, and sums that wait for no further part of their batch; a zero is never kept for them."""
+        super().zero_grad(set_to_none=True)
+
+    def add_noise(self) -> None:
+        """See :meth:`CorrelatedNoiseMixin.add_noise`."""
+        super().add_noise()
+        for p in self.params:
+            _mark_as_processed(p.grad)
 
 
 class DistributedCorrelatedNoiseOptimizer(CorrelatedNoiseOptimizer, DistributedDPOptimizer):  # type: ignore[misc]
