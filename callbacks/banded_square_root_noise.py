@@ -126,12 +126,8 @@ class BandedSquareRootNoise(Callback):
             epsilon=self.epsilon,
             noise_multiplier=self.noise_multiplier,
         )
-        self.noise = CorrelatedNoise(
-            plan.accounting.strategy.coefficients,
-            plan.dimension,
-            plan.accounting.strategy.participation.steps,
-            generator_seed=self.unsafe_seed,
-            device=pl_module.device,
+        self.noise = CorrelatedNoise.of(
+            plan.accounting.strategy, plan.dimension, generator_seed=self.unsafe_seed, device=pl_module.device
         )
         if self._restored is not None:
             plan.check_resumable(self._restored["fingerprint"])

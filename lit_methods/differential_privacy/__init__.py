@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_methods.differential_privacy.accounting import FixedOrderAccounting
 from lit_methods.differential_privacy.factorization import (
+    BandedInverseSquareRoot,
     BandedSquareRoot,
     Factorization,
     Identity,
@@ -12,6 +13,7 @@ from lit_methods.differential_privacy.factorization import (
     Strategy,
 )
 from lit_methods.differential_privacy.noise import CorrelatedNoise
+from lit_methods.differential_privacy.optimized import BestClosedForm, OptimalBandedToeplitz
 from lit_methods.differential_privacy.samplers import FixedOrderBatchSampler
 from lit_methods.differential_privacy.workload import Workload
 
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
     from lit_methods.differential_privacy.server import PrivateServerUpdate
 
 __all__ = [
+    "BandedInverseSquareRoot",
     "BandedSquareRoot",
+    "BestClosedForm",
     "CorrelatedNoise",
     "CorrelatedNoiseMixin",
     "CorrelatedNoiseOptimizer",
@@ -38,6 +42,7 @@ __all__ = [
     "GhostCorrelatedNoiseOptimizer",
     "GhostGradients",
     "Identity",
+    "OptimalBandedToeplitz",
     "Participation",
     "PerSampleGradients",
     "PrivateServerUpdate",
