@@ -15,6 +15,7 @@ from lit_methods.differential_privacy.factorization import (
 from lit_methods.differential_privacy.noise import CorrelatedNoise
 from lit_methods.differential_privacy.optimized import BestClosedForm, OptimalBandedToeplitz
 from lit_methods.differential_privacy.samplers import FixedOrderBatchSampler
+from lit_methods.differential_privacy.server import PrivateServerUpdate
 from lit_methods.differential_privacy.workload import Workload
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
         GhostCorrelatedNoiseOptimizer,
     )
     from lit_methods.differential_privacy.private_training import PrivateTraining, make_private
-    from lit_methods.differential_privacy.server import PrivateServerUpdate
 
 __all__ = [
     "BandedInverseSquareRoot",
@@ -59,7 +59,6 @@ _LATE = {
     "GhostCorrelatedNoiseOptimizer": "optimizer",
     "GhostGradients": "ghost",
     "PerSampleGradients": "gradients",
-    "PrivateServerUpdate": "server",
     "PrivateTraining": "private_training",
     "make_private": "private_training",
     "strip_private_state": "checkpoint",

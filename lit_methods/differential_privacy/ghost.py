@@ -16,6 +16,20 @@ from lit_methods.differential_privacy.gradients import LayerHooks
 _PER_SAMPLE = "Use clipping='per_sample'"
 
 
+class _OneUse(GradSampleHooksFastGradientClipping):  # type: ignore[misc]
+    """Says what Opacus means where a layer runs twice."""
+
+    def capture_activations_hook(self, module: nn.Module, *arguments: Any) -> None:
+        try:
+            super().capture_activations_hook(module, *arguments)
+        except NotImplementedError as error:
+            raise MisconfigurationException(
+                f"A {type(module).__name__} runs a second time before the backward pass, and ghost clipping can't add"
+                " up the norms of its uses. Put forward passes that nobody trains on under torch.no_grad(), or use"
+                " clipping='per_sample'."
+            ) from error
+
+
 class GhostGradients(LayerHooks):
     """Puts the sum of clipped per-sample gradients into ``p.grad``: the first pass takes norms, the second weighs.
 
@@ -45,7 +59,7 @@ class GhostGradients(LayerHooks):
                         f"{owners[id(p)]} and {name} are one parameter, whose norms ghost clipping can't add up."
                         f" {_PER_SAMPLE}, or untie them."
                     )
-        super().__init__(module, GradSampleHooksFastGradientClipping, loss_reduction="sum", max_grad_norm=max_grad_norm)
+        super().__init__(module, _OneUse, loss_reduction="sum", max_grad_norm=max_grad_norm)
         self.max_grad_norm = max_grad_norm
         self._trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         self._tested = False
@@ -210,10 +224,11 @@ class GhostBackward:
             )
         losses = noted[0]
         reduced = (losses.mean() if self._reduction == "mean" else losses.sum()).detach() / self._scale
-        if not torch.allclose(loss.detach().to(reduced), reduced, rtol=1e-3, atol=1e-6, equal_nan=True):
+        returned = loss.detach().to(reduced)
+        if not torch.allclose(returned, reduced, rtol=1e-3, atol=1e-6, equal_nan=True):
             raise MisconfigurationException(
-                f"training_step returned {float(loss) * self._scale:.6g}, but the {self._reduction} of per_sample_loss"
-                f" is {float(reduced) * self._scale:.6g}: whatever is added to it would be trained without clipping."
-                " Put it into per_sample_loss, or set the right loss_reduction."
+                f"training_step returned {float(returned) * self._scale:.6g}, but the {self._reduction} of"
+                f" per_sample_loss is {float(reduced) * self._scale:.6g}: what else it adds is in no example's gradient"
+                " and can't be clipped. Put it into per_sample_loss, or set the right loss_reduction."
             )
         self._gradients.backward(losses)

@@ -115,7 +115,7 @@ class CorrelatedNoiseMixin:
     @property
     def pending(self) -> bool:
         """Whether clipped gradients wait for their step, as in the middle of an accumulation."""
-        return any(p.summed_grad is not None for p in self.params)
+        return any(getattr(p, "summed_grad", None) is not None for p in self.params)
 
     def clip_and_accumulate(self) -> None:
         """Adds the clipped sum of a batch to ``p.summed_grad`` (float32) and drops the gradients that it came from."""

@@ -11,9 +11,10 @@ from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from lit_methods.differential_privacy.budget import check_budget
 from lit_methods.differential_privacy.factorization import BandedSquareRoot, Factorization
 from lit_methods.differential_privacy.ghost import GhostGradients
-from lit_methods.differential_privacy.guards import check_budget, check_normalization, check_parameters
+from lit_methods.differential_privacy.guards import check_normalization, check_parameters
 from lit_methods.differential_privacy.loaders import FixedOrderLoader, _rebuild, fixed_order_loader
 from lit_methods.differential_privacy.plan import PrivacyPlan
 from lit_methods.differential_privacy.probes import BufferWatch
@@ -59,6 +60,7 @@ class PrivateTraining(PrivateRun):
         )
         self._module, self._loss_reduction = module, loss_reduction
         self._buffers = BufferWatch(module, allowed_buffers)
+        self.optimizer.attach_step_hook(self._before_release)
         order = _WatchedOrder(cast(FixedOrderBatchSampler, loader.batch_sampler))
         order.before_pass = self._before_pass
         self._order, self.loader = order, _rebuild(loader, order)
@@ -89,6 +91,10 @@ class PrivateTraining(PrivateRun):
             )
         check_normalization(self._module)
         self._buffers.check()
+
+    def _before_release(self, optimizer: Optimizer) -> None:
+        if self.noise.step == 1:
+            self._buffers.check()
 
     def __enter__(self) -> PrivateTraining:
         return self

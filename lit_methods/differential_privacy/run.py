@@ -12,6 +12,7 @@ from lit_methods.differential_privacy.gradients import PerSampleGradients
 from lit_methods.differential_privacy.noise import CorrelatedNoise
 from lit_methods.differential_privacy.optimizer import CorrelatedNoiseOptimizer, GhostCorrelatedNoiseOptimizer
 from lit_methods.differential_privacy.plan import PrivacyPlan
+from lit_methods.differential_privacy.run_state import check_complete, epoch_position, run_state
 
 Clipping = Literal["per_sample", "ghost"]
 
@@ -50,14 +51,10 @@ class PrivateRun:
     ) -> None:
         if clipping not in get_args(Clipping):
             raise ValueError(f"clipping must be one of {get_args(Clipping)}, but is {clipping!r}.")
-        strategy = plan.accounting.strategy
         self.plan = plan
-        self.noise = CorrelatedNoise(
-            strategy.coefficients,
-            plan.dimension,
-            strategy.participation.steps,
-            generator_seed=unsafe_seed,
-            device=next(p.device for p in module.parameters() if p.requires_grad),
+        device = next(p.device for p in module.parameters() if p.requires_grad)
+        self.noise = CorrelatedNoise.of(
+            plan.accounting.strategy, plan.dimension, generator_seed=unsafe_seed, device=device
         )
         self.gradients: PerSampleGradients | GhostGradients
         self.optimizer: CorrelatedNoiseOptimizer | GhostCorrelatedNoiseOptimizer
@@ -81,7 +78,7 @@ class PrivateRun:
     @property
     def position(self) -> int:
         """Physical batches of the epoch that were trained on."""
-        return self.noise.step % self.plan.accounting.strategy.participation.separation * self.plan.accumulation
+        return epoch_position(self.plan, self.noise.step)
 
     def epsilon(self) -> float:
         """``epsilon`` spent so far, at the plan's ``delta``."""
@@ -93,12 +90,7 @@ class PrivateRun:
 
     def state_dict(self) -> dict[str, Any]:
         """The noise's state and the plan's fingerprint. Secret: with it the noise can be subtracted."""
-        return {
-            "fingerprint": self.plan.fingerprint(),
-            "noise": self.noise.state_dict(),
-            "position": self.position,
-            "pending": self.optimizer.pending,
-        }
+        return run_state(self.plan, self.noise, self.optimizer.pending)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where the saved run stopped.
@@ -110,16 +102,7 @@ class PrivateRun:
             ValueError: If it is stripped of its noise, was saved in the middle of an accumulation, or belongs to
                 another plan.
         """
-        if "noise" not in state:
-            raise ValueError(
-                "The state has no noise: it was stripped for publication, or comes from a run without privacy. Resume"
-                " from the unstripped checkpoint, or start a new run and count both."
-            )
-        if state.get("pending"):
-            raise ValueError(
-                "The checkpoint was written in the middle of a gradient accumulation, whose sum is not in it. Resume"
-                " from one that was written after an optimizer step (every_n_train_steps, or the end of an epoch)."
-            )
+        check_complete(state)
         self.plan.check_resumable(state["fingerprint"])
         self.noise.load_state_dict(state["noise"])
 

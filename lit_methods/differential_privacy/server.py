@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lit_methods.differential_privacy.accounting import FixedOrderAccounting
+from lit_methods.differential_privacy.budget import check_budget
 from lit_methods.differential_privacy.factorization import BandedSquareRoot, Factorization, Participation
 from lit_methods.differential_privacy.functional import gaussian_noise_multiplier
-from lit_methods.differential_privacy.guards import check_budget
 from lit_methods.differential_privacy.noise import CorrelatedNoise
 from lit_methods.differential_privacy.workload import Workload
 
@@ -76,13 +76,8 @@ class PrivateServerUpdate:
             noise_multiplier = gaussian_noise_multiplier(epsilon, delta)
         self.accounting = FixedOrderAccounting(strategy, noise_multiplier or 0.0, delta)
         self.max_norm, self.expected_users = max_norm, expected_users
-        self.noise = CorrelatedNoise(
-            strategy.coefficients,
-            dimension,
-            participation.steps,
-            generator_seed=unsafe_seed,
-            device=next(iter(self._like.values())).device,
-        )
+        device = next(iter(self._like.values())).device
+        self.noise = CorrelatedNoise.of(strategy, dimension, generator_seed=unsafe_seed, device=device)
         self._seen: dict[str, list[int]] = {}
 
     @torch.no_grad()
@@ -162,7 +157,8 @@ class PrivateServerUpdate:
             "rounds": strategy.participation.steps,
             "participations": strategy.participation.participations,
             "separation": strategy.participation.separation,
-            "coefficients": strategy.coefficients.tolist(),
+            "strategy": strategy.name,
+            "coefficients": (strategy.coefficients if strategy.noising is None else strategy.noising).tolist(),
             "noise_multiplier": self.accounting.noise_multiplier,
             "delta": self.accounting.delta,
             "max_norm": self.max_norm,
