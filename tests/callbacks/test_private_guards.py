@@ -232,3 +232,21 @@ def test_the_module_is_as_it_was_after_fit_and_after_an_exception() -> None:
         left = {name for p in model.parameters() for name in p.__dict__}
         assert not left & {"grad_sample", "summed_grad", "_forward_counter"}
         assert type(trainer.optimizers[0]) is torch.optim.SGD
+
+
+class Learning(Toy):
+    """Keeps a mean of the data in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(FEATURES))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        self.mean += batch[0].mean(dim=0)
+        return super().training_step(batch, batch_idx)
+
+
+def test_buffers_that_learn() -> None:
+    with pytest.raises(MisconfigurationException, match=r"The buffers \['mean'\] changed"):
+        toy_trainer(private()).fit(Learning(), toy_loader())
+    toy_trainer(private(allowed_buffers=["mean"])).fit(Learning(), toy_loader())
