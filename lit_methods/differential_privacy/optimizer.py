@@ -122,7 +122,8 @@ class CorrelatedNoiseMixin:
         raise NotImplementedError
 
     def _check_gradients(self) -> None:
-        if self._gradients is not None and self._gradients.check():
+        seen = any(p.grad is not None for p in self.params)
+        if seen and self._gradients is not None and self._gradients.check():
             self._gradients = None
 
     def _accumulate(self, p: Any, clipped: Tensor) -> None:
@@ -198,6 +199,7 @@ class CorrelatedNoiseOptimizer(CorrelatedNoiseMixin, DPOptimizer):  # type: igno
     @torch.no_grad()
     def clip_and_accumulate(self) -> None:
         """Clips what ``p.grad_sample`` holds, adds it to ``p.summed_grad`` (float32) and drops it."""
+        self._check_gradients()
         samples = {
             p: self._get_flat_grad_sample(p).to(torch.promote_types(p.dtype, torch.float32))
             for p in self.params
@@ -210,7 +212,6 @@ class CorrelatedNoiseOptimizer(CorrelatedNoiseMixin, DPOptimizer):  # type: igno
                 f"Layers disagree on the number of examples: {sorted({len(g) for g in samples.values()})}. Every layer"
                 " with trained parameters must see the batch as its first dimension."
             )
-        self._check_gradients()
         norms = torch.stack([g.reshape(len(g), -1).norm(dim=1) for g in samples.values()], dim=1).norm(dim=1)
         factors = (self.max_grad_norm / (norms * self.gradient_scale + 1e-6)).clamp(max=1.0) * self.gradient_scale
         finite = torch.isfinite(norms)

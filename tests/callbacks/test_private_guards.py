@@ -109,6 +109,12 @@ class Functional(Toy):
         return nn.functional.cross_entropy(self.net[2](hidden.relu()), batch[1])
 
 
+class Bare(Toy):
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        hidden = nn.functional.linear(batch[0], self.net[0].weight, self.net[0].bias)
+        return nn.functional.cross_entropy(nn.functional.linear(hidden, self.net[2].weight), batch[1])
+
+
 def test_second_optimizer() -> None:
     with pytest.raises(RuntimeError, match="multiple optimizers"):
         toy_trainer(private()).fit(TwoOptimizers(), toy_loader())
@@ -121,6 +127,7 @@ def test_parameters_outside_the_optimizer() -> None:
 
 def test_weights_used_outside_their_layer() -> None:
     refused("net.0.weight do not add up", model=Functional())
+    refused("net.0.weight do not add up", model=Bare())
 
 
 class Stream(IterableDataset):
