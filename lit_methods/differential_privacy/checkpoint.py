@@ -53,12 +53,16 @@ def _without(value: Any) -> Any:
     return value
 
 
+_RUN, _SAMPLER = {"fingerprint", "noise"}, {"num_examples", "global_batch_size", "seed"}
+
+
 def _is_private(value: Any) -> bool:
-    """The state of a private run, or of anything with a ``torch.Generator`` of its own."""
+    """The state of a private run, of a sampler, or of anything with a ``torch.Generator`` of its own."""
     if not isinstance(value, Mapping):
         return False
     generator = value.get("generator")
-    return {"fingerprint", "noise"} <= set(value) or (isinstance(generator, Tensor) and generator.dtype == torch.uint8)
+    drawn = isinstance(generator, Tensor) and generator.dtype == torch.uint8
+    return drawn or set(value) >= _RUN or set(value) >= _SAMPLER
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -76,13 +76,14 @@ def test_states_that_were_saved_by_hand_are_stripped_wherever_they_lie() -> None
         "model": {"weight": torch.ones(2)},
         "nested": [{"run": {"fingerprint": {}, "noise": {"rows": torch.ones(3)}}, "step": 1}],
         "sampler": {"generator": generator, "step": 3},
+        "loader": {"kind": "cyclic", "num_examples": 9, "global_batch_size": 3, "seed": 5},
         "pair": ({"generator": generator}, 5),
     }
     stripped = strip_private_state(checkpoint)
     assert stripped["nested"] == [{"step": 1}]
-    assert "sampler" not in stripped
+    assert set(stripped) == {"model", "nested", "pair"}
     assert stripped["pair"] == (5,)
-    assert set(checkpoint) == {"model", "nested", "sampler", "pair"}
+    assert set(checkpoint) == {"model", "nested", "sampler", "loader", "pair"}
     assert strip_private_state({"fingerprint": {}, "noise": {}}) == {}
 
 
