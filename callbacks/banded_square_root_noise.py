@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lit_methods.differential_privacy.budget import check_budget
 from lit_methods.differential_privacy.factorization import BandedSquareRoot, Factorization
 from lit_methods.differential_privacy.guards import (
+    check_layers,
     check_loggers,
     check_normalization,
     check_optimization,
@@ -21,11 +22,18 @@ from lit_methods.differential_privacy.loaders import FixedOrderSource
 from lit_methods.differential_privacy.noise import CorrelatedNoise
 from lit_methods.differential_privacy.plan import PrivacyPlan
 from lit_methods.differential_privacy.probes import BufferWatch
-from lit_methods.differential_privacy.run_state import check_complete, run_state
+from lit_methods.differential_privacy.run_state import (
+    check_complete,
+    random_state,
+    run_state,
+    set_random_state,
+)
 
 if TYPE_CHECKING:
     from lit_methods.differential_privacy.ghost import GhostBackward
     from lit_methods.differential_privacy.run import PrivateRun
+
+RANDOM_STATE = "lit_methods_random_state"
 
 
 class BandedSquareRootNoise(Callback):
@@ -98,6 +106,8 @@ class BandedSquareRootNoise(Callback):
         self._run: PrivateRun | None = None
         self._ghost: GhostBackward | None = None
         self._buffers: BufferWatch | None = None
+        self._random: dict[str, Any] | None = None
+        self._due = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses what would void the guarantee, and takes over the order of the training data."""
@@ -105,8 +115,8 @@ class BandedSquareRootNoise(Callback):
             return
         check_trainer(trainer, self.allow_limited_batches)
         check_loggers(trainer)
-        self.plan = self.noise = self._restored = None
-        self._source = FixedOrderSource(trainer, self.order_seed)
+        self.plan = self.noise = self._restored = self._random = None
+        self._source = FixedOrderSource(trainer, self.order_seed, self._position)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plans the run, attaches the hooks, and puts the private optimizer in place of the module's."""
@@ -115,6 +125,8 @@ class BandedSquareRootNoise(Callback):
 
         optimizer = check_optimization(pl_module, trainer.optimizers)
         check_normalization(pl_module)
+        check_layers(pl_module)
+        trainer.fit_loop.setup_data()  # with max_steps alone, estimated_stepping_batches would not
         steps = int(trainer.estimated_stepping_batches)
         if self._source is None or self._source.sampler is None:
             raise RuntimeError("The training loader was set up before the privacy callback could fix its order.")
@@ -165,6 +177,8 @@ class BandedSquareRootNoise(Callback):
                 " checkpoint has no noise state (saved without this callback, or with save_weights_only=True), or fit"
                 " was called again on a finished run. Start a new run with a new Trainer, and count both."
             )
+        if self._random is not None:
+            set_random_state(self._random)
         if isinstance(trainer.strategy.model, DistributedDataParallel):
             trainer.strategy.model.require_backward_grad_sync = False
 
@@ -172,11 +186,30 @@ class BandedSquareRootNoise(Callback):
         """Looks again for layers that mix examples: their mode may have changed."""
         check_normalization(pl_module)
 
+    def _position(self) -> int:
+        if self._run is not None:
+            return self._run.position
+        return int(self._restored["position"]) if self._restored else 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Refuses a batch out of turn: its examples would take part closer together than planned."""
+        if self._run is None or self.plan is None or self._source is None or self._source.sampler is None:
+            return
+        if batch_idx - batch_idx % self.plan.accumulation != self._run.position:
+            raise RuntimeError(
+                f"Batch {batch_idx} of the epoch came where batch {self._run.position} was due: an epoch was cut short"
+                " or an optimizer step left out, so that examples return sooner than the noise was planned for. Let"
+                " every epoch run to its end, and every optimizer step happen."
+            )
+        self._run.gradients.forget()
+        self._run.optimizer.original_optimizer.zero_grad()
+        self._due = len(self._source.sampler.share(batch_idx))
+
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clips at once, so that accumulation never holds more than one batch of per-sample gradients."""
         if self._run is not None:
+            self._run.gradients.expect(self._due)
             self._run.optimizer.clip_and_accumulate()
-            self._run.optimizer.original_optimizer.zero_grad()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -184,7 +217,8 @@ class BandedSquareRootNoise(Callback):
         """Logs epsilon as it is spent, and looks for buffers that the first step changed."""
         if self._buffers is not None and trainer.global_step == 1:
             self._buffers.check()
-        if trainer.global_step % cast(Any, trainer).log_every_n_steps == 0:
+        every = cast(Any, trainer).log_every_n_steps
+        if every and trainer.global_step % every == 0:
             self._log_epsilon(pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -195,11 +229,11 @@ class BandedSquareRootNoise(Callback):
 
     def _log_epsilon(self, pl_module: LightningModule) -> None:
         if self.plan is not None and self.noise is not None:
-            pl_module.log("dp/epsilon", self.plan.epsilon_after(self.noise.step), prog_bar=True)
+            pl_module.log("dp/epsilon", self.plan.epsilon_after(self.noise.step), prog_bar=True, rank_zero_only=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """States the guarantee in one sentence, and draws what it rests on."""
-        if self.plan is None or self.noise is None:
+        if self.plan is None or self.noise is None or self.noise.step == 0:
             return
         rank_zero_info(self.plan.guarantee(self.noise.step))
         if trainer.is_global_zero and not cast(Any, trainer).fast_dev_run:
@@ -228,16 +262,23 @@ class BandedSquareRootNoise(Callback):
                 trainer.strategy.optimizers = [self._run.optimizer.original_optimizer]
         self._run = self._ghost = self._buffers = self._source = None
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds the global random states: the same noise on gradients of another dropout mask would give it away."""
+        checkpoint[RANDOM_STATE] = random_state()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keeps the saved random states until training starts."""
+        self._random = checkpoint.get(RANDOM_STATE)
+
     def state_dict(self) -> dict[str, Any]:
         """The noise's state and the plan's fingerprint. Secret: with it the noise can be subtracted."""
         if self.plan is None or self.noise is None:
             return {}
-        return run_state(self.plan, self.noise, self._run is not None and self._run.optimizer.pending)
+        pending = self._run is not None and self._run.optimizer.pending
+        return run_state(self.plan, self.noise, pending)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the saved state until the plan stands that it must fit."""
         if state_dict:
             check_complete(state_dict)
         self._restored = state_dict or None
-        if self._restored is not None and self._source is not None:
-            self._source.start = self._restored["position"]

@@ -63,6 +63,22 @@ class GhostGradients(LayerHooks):
         self.max_grad_norm = max_grad_norm
         self._trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         self._tested = False
+        self._examples = 0
+
+    def expect(self, examples: int) -> None:
+        """After :meth:`backward`: was there one loss per example?
+
+        Args:
+            examples: Length of the batch.
+
+        Raises:
+            MisconfigurationException: Where losses are not examples, so that one example would be clipped in parts.
+        """
+        if self._examples != examples:
+            raise MisconfigurationException(
+                f"{self._examples} losses came for a batch of {examples} examples: one example would count several"
+                " times. Return one loss per example from per_sample_loss."
+            )
 
     def backward(self, losses: Tensor) -> None:
         """Adds the sum of the examples' clipped gradients to ``p.grad``.
@@ -75,6 +91,7 @@ class GhostGradients(LayerHooks):
             MisconfigurationException: Where norms are rounded to 16 bits, or miss a part of a gradient.
         """
         before = [p.grad for _, p in self._trained]
+        self._examples = len(losses) if losses.ndim else 0
         try:
             norms = self._norms(losses)
             self._set_gradients(before)
@@ -85,7 +102,7 @@ class GhostGradients(LayerHooks):
             torch.autograd.backward(losses, grad_tensors=factors.to(losses))
         except Exception:
             self._set_gradients(before)
-            self._forget()
+            self.forget()
             raise
         finally:
             self._hooks.enable_hooks()

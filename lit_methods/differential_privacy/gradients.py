@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from typing import Any, Literal
 
 import torch
@@ -44,7 +45,7 @@ class LayerHooks:
 
     def remove(self) -> None:
         """Leaves the module as it was found."""
-        self._forget()
+        self.forget()
         self._hooks.cleanup()
         for layer in self._module.modules():
             if not layer._backward_hooks:
@@ -55,7 +56,7 @@ class LayerHooks:
         for layer in self._in_place:
             layer.inplace = True  # type: ignore[assignment]
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Drops what the hooks noted of a forward pass that no backward pass followed."""
         for layer in self._module.modules():
             for name in ("activations", "max_batch_len"):
@@ -63,6 +64,7 @@ class LayerHooks:
         for p in self._module.parameters():
             if hasattr(p, "_forward_counter"):
                 p._forward_counter = 0
+            p.__dict__.pop("_current_grad_sample", None)
 
 
 class PerSampleGradients(LayerHooks):
@@ -81,6 +83,45 @@ class PerSampleGradients(LayerHooks):
 
     def __init__(self, module: nn.Module, loss_reduction: Literal["mean", "sum"] = "mean") -> None:
         super().__init__(module, GradSampleHooks, loss_reduction=loss_reduction)
+        owners = Counter(id(p) for layer in module.modules() for p in layer.parameters(recurse=False))
+        self._padding = {
+            id(layer.weight): layer.padding_idx
+            for layer in module.modules()
+            if isinstance(layer, nn.Embedding) and layer.padding_idx is not None and owners[id(layer.weight)] == 1
+        }
+
+    @torch.no_grad()
+    def expect(self, examples: int) -> None:
+        """After a backward pass: has every gradient one row per example, and none been missed?
+
+        Rows of an embedding's padding index, which torch leaves without a gradient, are set to zero.
+
+        Args:
+            examples: Length of the batch.
+
+        Raises:
+            MisconfigurationException: Where rows are not examples, so that one example would be clipped in parts, or
+                where a gradient has no per-sample gradients.
+        """
+        for name, p in self._module.named_parameters():
+            if not p.requires_grad or p.grad is None:
+                continue
+            samples = p.grad_sample  # type: ignore[attr-defined]
+            if samples is None:
+                raise MisconfigurationException(
+                    f"{name} has a gradient but no per-sample gradients, so that it can't be trained privately: it is"
+                    " used outside of its own layer's forward, or a second forward pass had no backward pass."
+                )
+            if id(p) in self._padding:  # Opacus counts the padding row, which torch leaves without a gradient
+                for part in samples if isinstance(samples, list) else [samples]:
+                    part[:, self._padding[id(p)]] = 0.0
+            rows = len(samples) if isinstance(samples, torch.Tensor) else sum(len(part) for part in samples)
+            if rows != examples:
+                raise MisconfigurationException(
+                    f"{name} has {rows} per-sample gradients for a batch of {examples} examples: views or tokens folded"
+                    " into the batch dimension, or time first, would let one example count several times. Keep one row"
+                    " per example as the first dimension of every layer's input."
+                )
 
     @torch.no_grad()
     def check(self) -> bool:

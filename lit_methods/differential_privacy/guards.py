@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     LearningRateFinder,
 )
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -38,7 +39,7 @@ def check_trainer(trainer: Trainer, allow_limited_batches: bool = False) -> None
             f"gradient_clip_val={flags.gradient_clip_val!r} has no effect on private gradients, which are clipped"
             " per example. Remove it and set max_grad_norm of the privacy callback."
         )
-    limited = flags.limit_train_batches != 1.0 or flags.overfit_batches != 0.0
+    limited = type(flags.limit_train_batches) is int or flags.limit_train_batches != 1.0 or flags.overfit_batches != 0.0
     if limited and not flags.fast_dev_run and not allow_limited_batches:
         raise MisconfigurationException(
             f"limit_train_batches={flags.limit_train_batches!r}, overfit_batches={flags.overfit_batches!r}: in"
@@ -92,7 +93,7 @@ def check_loggers(trainer: Trainer) -> None:
         return
     for logger in trainer.loggers:
         uploads = getattr(logger, "_log_model", False)
-        if uploads:
+        if uploads and not isinstance(logger, DummyLogger):
             raise MisconfigurationException(
                 f"{type(logger).__name__}(log_model={uploads!r}) uploads checkpoints that hold the state of the privacy"
                 " noise, with which the noise can be subtracted. Set log_model=False and upload what"
@@ -153,6 +154,32 @@ def check_parameters(module: nn.Module, optimizer: Optimizer) -> None:
         )
     if not any(p.requires_grad for p in module.parameters()):
         raise MisconfigurationException(f"{type(module).__name__} has no trainable parameter.")
+
+
+def check_layers(module: nn.Module) -> None:
+    """Refuses layers and losses that have no per-sample gradients, naming the ones that stand in for them.
+
+    Args:
+        module: The module that is about to be trained.
+
+    Raises:
+        MisconfigurationException: On recurrent layers and attention of ``torch.nn`` with trained parameters, and on
+            mean losses with class weights.
+    """
+    for name, layer in module.named_modules():
+        trained = any(p.requires_grad for p in layer.parameters())
+        if trained and isinstance(layer, nn.RNNBase | nn.MultiheadAttention):
+            kind = "DPMultiheadAttention" if isinstance(layer, nn.MultiheadAttention) else f"DP{type(layer).__name__}"
+            raise MisconfigurationException(
+                f"{name or type(layer).__name__} is a {type(layer).__name__}, whose fused kernel has no per-sample"
+                f" gradients. Use opacus.layers.{kind}, or freeze it."
+            )
+        weighted = isinstance(layer, nn.CrossEntropyLoss | nn.NLLLoss) and layer.weight is not None
+        if weighted and layer.reduction == "mean":
+            raise MisconfigurationException(
+                f"{name or type(layer).__name__} divides by the batch's class weights, so that each example changes the"
+                " others' gradients. Use reduction='none', multiply by the weights and take the plain mean."
+            )
 
 
 def check_normalization(module: nn.Module) -> None:

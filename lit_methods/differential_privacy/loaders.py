@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
@@ -48,8 +50,14 @@ def fixed_order_loader(loader: DataLoader[Any], seed: int = 0, rank: int = 0, wo
     """
     if not isinstance(loader, DataLoader):
         raise _refusal(f"a {type(loader).__name__}")
-    if isinstance(loader.batch_sampler, FixedOrderBatchSampler):
-        return _rebuild(loader, loader.batch_sampler)
+    if isinstance(order := loader.batch_sampler, FixedOrderBatchSampler):
+        if (order.rank, order.world_size, order.num_examples) != (rank, world_size, len(cast(Any, loader.dataset))):
+            raise ValueError(
+                f"The loader's FixedOrderBatchSampler is for rank {order.rank} of {order.world_size} and"
+                f" {order.num_examples} examples, but this is rank {rank} of {world_size} with"
+                f" {len(cast(Any, loader.dataset))}. Make it with these, or pass a plain DataLoader."
+            )
+        return _rebuild(loader, order)
     if not hasattr(loader.dataset, "__len__") or not hasattr(loader.dataset, "__getitem__"):
         raise _refusal("an iterable data set, which has no fixed order", "Use a map-style data set.")
     if type(loader).__iter__ is not DataLoader.__iter__ or type(loader.batch_sampler) is not BatchSampler:
@@ -78,7 +86,8 @@ def _rebuild(loader: DataLoader[Any], order: FixedOrderBatchSampler) -> FixedOrd
         timeout=loader.timeout,
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context,
-        generator=loader.generator,
+        # An own generator, because a loader without one draws from the global state whenever it is begun.
+        generator=loader.generator or torch.Generator().manual_seed(order.seed),
         prefetch_factor=loader.prefetch_factor,
         persistent_workers=loader.persistent_workers,
     )
@@ -90,10 +99,10 @@ class FixedOrderSource:
     Args:
         trainer: The Trainer that is about to fit.
         seed: Seed of the partition.
+        position: The batch of the epoch at which a pass that is begun now must start.
     """
 
-    def __init__(self, trainer: Trainer, seed: int) -> None:
-        self.start = 0
+    def __init__(self, trainer: Trainer, seed: int, position: Callable[[], int]) -> None:
         self.sampler: FixedOrderBatchSampler | None = None
         self._source = cast(Any, trainer.fit_loop._data_source)
         request = self._source.dataloader
@@ -101,7 +110,7 @@ class FixedOrderSource:
         def dataloader() -> FixedOrderLoader:
             loader = fixed_order_loader(request(), seed, trainer.global_rank, trainer.world_size)
             self.sampler = cast(FixedOrderBatchSampler, loader.batch_sampler)
-            self.sampler.start_at(self.start)
+            self.sampler.follow(position)
             return loader
 
         self._source.dataloader = dataloader

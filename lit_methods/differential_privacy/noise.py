@@ -6,8 +6,9 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from scipy.linalg import solve_triangular, toeplitz
 from torch import Tensor
@@ -15,17 +16,37 @@ from torch import Tensor
 from lit_methods.differential_privacy.factorization import Strategy
 
 COLUMNS = 1 << 14
+TWISTER_WORDS, TWISTER_OFFSET = 624, 24
 
 
 @contextmanager
 def _exact_products() -> Iterator[None]:
     """Keeps TF32 and bf16 products out of the recurrence: rounding there widens the sensitivity."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, cast(Any, torch.backends.mkldnn).matmul)
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision
+
+
+def _secret_generator(device: torch.device | str) -> torch.Generator:
+    """A generator whose whole state comes from the operating system's entropy.
+
+    On the CPU a seed reaches only 32 bits of the Mersenne twister's state, few enough to try them all; its 624 words
+    are therefore filled one by one. Other devices use all 64 bits of the seed.
+    """
+    generator = torch.Generator(device)
+    generator.manual_seed(secrets.randbits(63))
+    if generator.device.type == "cpu":
+        state = generator.get_state()
+        words = np.frombuffer(secrets.token_bytes(4 * TWISTER_WORDS), dtype="<u4").astype("<u8")
+        state[TWISTER_OFFSET : TWISTER_OFFSET + 8 * TWISTER_WORDS] = torch.from_numpy(words.view(np.uint8).copy())
+        generator.set_state(state)
+    return generator
 
 
 class CorrelatedNoise:
@@ -84,8 +105,10 @@ class CorrelatedNoise:
         past = min(column.numel(), steps) - 1
         self.block_size = block_size or max(1, min(32, past // 3))
         self._row_count = self.block_size * (1 - (-past // self.block_size))
-        self.generator = torch.Generator(device)
-        self.generator.manual_seed(secrets.randbits(63) if generator_seed is None else generator_seed)
+        if generator_seed is None:
+            self.generator = _secret_generator(device)
+        else:
+            self.generator = torch.Generator(device).manual_seed(generator_seed)
         self._product = self._block_product(column, past).to(device, dtype)
 
     @classmethod

@@ -2,10 +2,44 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
+
+import numpy as np
+import torch
 
 from lit_methods.differential_privacy.noise import CorrelatedNoise
 from lit_methods.differential_privacy.plan import PrivacyPlan
+
+
+def random_state() -> dict[str, Any]:
+    """The global random states, which dropout and augmentation draw from, as tensors and plain containers."""
+    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002  the state that others draw from
+    if not isinstance(numpy_state, dict):
+        raise TypeError(f"numpy's random state is a {type(numpy_state).__name__}, not a dictionary.")
+    key = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": {**numpy_state, "state": {**numpy_state["state"], "key": key}},
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Puts the global random states back.
+
+    Args:
+        state: Of :func:`random_state`.
+    """
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([part.cpu() for part in state["cuda"]])
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    inner = state["numpy"]["state"]
+    key = inner["key"].numpy().astype(np.uint32)
+    np.random.set_state({**state["numpy"], "state": {**inner, "key": key}})  # noqa: NPY002
 
 
 def epoch_position(plan: PrivacyPlan, steps: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.utils.data import BatchSampler
@@ -59,10 +59,20 @@ class FixedOrderBatchSampler(BatchSampler):
             )
         self._order = torch.randperm(num_examples, generator=torch.Generator().manual_seed(seed))
         self._start = 0
+        self._position: Callable[[], int] | None = None
 
     def start_at(self, batch: int) -> None:
         """Lets the next pass, and only that, begin at ``batch``: where a resumed run left its epoch."""
         self._start = batch % len(self)
+
+    def follow(self, position: Callable[[], int]) -> None:
+        """Lets every pass begin at the batch that ``position`` names when the pass is begun."""
+        self._position = position
+
+    def share(self, batch: int) -> list[int]:
+        """This process's indices of one batch of the epoch."""
+        members = self._order[batch * self.global_batch_size : (batch + 1) * self.global_batch_size]
+        return members[self.rank :: self.world_size].tolist()
 
     def __len__(self) -> int:
         """Batches per full pass."""
@@ -72,6 +82,7 @@ class FixedOrderBatchSampler(BatchSampler):
     def __iter__(self) -> Iterator[list[int]]:
         """Yields this process's share of each batch."""
         start, self._start = self._start, 0
+        if self._position is not None:
+            start = self._position() % len(self)
         for batch in range(start, len(self)):
-            members = self._order[batch * self.global_batch_size : (batch + 1) * self.global_batch_size]
-            yield members[self.rank :: self.world_size].tolist()
+            yield self.share(batch)

@@ -60,7 +60,7 @@ class Workload:
             The workload; prefix sums (``alpha=1, beta=0``) for optimizers without a known momentum.
         """
         group = optimizer.param_groups[0]
-        rate, decay = float(group.get("initial_lr", group["lr"])), float(group.get("weight_decay", 0.0))
+        rate, decay = float(group.get("initial_lr", group["lr"]) or 0.0), float(group.get("weight_decay", 0.0))
         if "betas" in group:
             decoupled = bool(group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW)))
             return cls.sgd(float(group["betas"][0]), max(1.0 - rate * decay, 1e-6) if decoupled else 1.0)

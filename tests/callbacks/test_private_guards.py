@@ -126,8 +126,8 @@ def test_parameters_outside_the_optimizer() -> None:
 
 
 def test_weights_used_outside_their_layer() -> None:
-    refused("net.0.weight do not add up", model=Functional())
-    refused("net.0.weight do not add up", model=Bare())
+    refused("net.0.weight has a gradient but no per-sample gradients", model=Functional())
+    refused("net.0.weight has a gradient but no per-sample gradients", model=Bare())
 
 
 class Stream(IterableDataset):

@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,9 @@ def test_wandb_offline_overlay_logs_beside_the_csv(tiny: str) -> None:
     run(find_configs(["fit", "-c", tiny, "-c", "logger/wandb_offline.yaml"]))
     assert Path("runs/version_0/metrics.csv").is_file()
     (log,) = Path("runs/wandb").glob("offline-run-*/*.wandb")
+    deadline = time.monotonic() + 20  # wandb's own process may still be writing
+    while b"val/loss" not in log.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert b"val/loss" in log.read_bytes()
 
 
