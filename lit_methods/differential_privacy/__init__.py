@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lit_methods.differential_privacy.accounting import FixedOrderAccounting
+from lit_methods.differential_privacy.accounting import Accounting, FixedOrderAccounting
+from lit_methods.differential_privacy.amplification import CyclicPoissonAccounting
+from lit_methods.differential_privacy.calibration import account, calibrate
 from lit_methods.differential_privacy.factorization import (
     BandedSquareRoot,
     Factorization,
@@ -10,26 +12,37 @@ from lit_methods.differential_privacy.factorization import (
     Participation,
     Strategy,
 )
+from lit_methods.differential_privacy.ledger import ParticipationLedger
 from lit_methods.differential_privacy.noise import CorrelatedNoise
-from lit_methods.differential_privacy.samplers import FixedOrderBatchSampler
+from lit_methods.differential_privacy.poisson import CyclicPoissonBatchSampler
+from lit_methods.differential_privacy.samplers import AccountedBatchSampler, FixedOrderBatchSampler
 from lit_methods.differential_privacy.workload import Workload
 
 if TYPE_CHECKING:
+    from lit_methods.differential_privacy.accountant import MatrixFactorizationAccountant
     from lit_methods.differential_privacy.gradients import PerSampleGradients
     from lit_methods.differential_privacy.optimizer import CorrelatedNoiseOptimizer
 
 __all__ = [
+    "AccountedBatchSampler",
+    "Accounting",
     "BandedSquareRoot",
     "CorrelatedNoise",
     "CorrelatedNoiseOptimizer",
+    "CyclicPoissonAccounting",
+    "CyclicPoissonBatchSampler",
     "Factorization",
     "FixedOrderAccounting",
     "FixedOrderBatchSampler",
     "Identity",
+    "MatrixFactorizationAccountant",
     "Participation",
+    "ParticipationLedger",
     "PerSampleGradients",
     "Strategy",
     "Workload",
+    "account",
+    "calibrate",
 ]
 
 
@@ -43,4 +56,8 @@ def __getattr__(name: str) -> Any:
         from lit_methods.differential_privacy.gradients import PerSampleGradients
 
         return PerSampleGradients
+    if name == "MatrixFactorizationAccountant":
+        from lit_methods.differential_privacy.accountant import MatrixFactorizationAccountant
+
+        return MatrixFactorizationAccountant
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

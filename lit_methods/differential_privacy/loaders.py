@@ -1,21 +1,57 @@
-"""The user's training loader, rebuilt in fixed order and handed to the Trainer in place of their own."""
+"""The user's training loader, rebuilt with known participation and handed to the Trainer in place of their own."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sized
 from typing import Any, cast
 
 from lightning.pytorch import Trainer
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from lit_methods.differential_privacy.samplers import FixedOrderBatchSampler
+from lit_methods.differential_privacy.poisson import CyclicPoissonBatchSampler
+from lit_methods.differential_privacy.samplers import AccountedBatchSampler, FixedOrderBatchSampler
 
-_WAY_OUT = "Pass a plain DataLoader with a batch_size, or one with batch_sampler=FixedOrderBatchSampler(...)."
 
-
-def _refusal(found: str, way_out: str = _WAY_OUT) -> ValueError:
+def _refusal(found: str, way_out: str) -> ValueError:
     return ValueError(
         f"Private training needs a training DataLoader whose order it can fix, but found {found}. {way_out}"
+    )
+
+
+def _check_loader(loader: DataLoader[Any], kind: type[AccountedBatchSampler]) -> None:
+    way_out = f"Pass a plain DataLoader with a batch_size, or one with batch_sampler={kind.__name__}(...)."
+    if not isinstance(loader, DataLoader):
+        raise _refusal(f"a {type(loader).__name__}", way_out)
+    if not hasattr(loader.dataset, "__len__") or not hasattr(loader.dataset, "__getitem__"):
+        raise _refusal("an iterable data set, which has no fixed order", "Use a map-style data set.")
+    if type(loader).__iter__ is not DataLoader.__iter__ or type(loader.batch_sampler) is not BatchSampler:
+        name = type(loader).__name__ if type(loader) is not DataLoader else type(loader.batch_sampler).__name__
+        raise _refusal(f"its own batching in {name} (plain Poisson sampling, for one, bounds nothing)", way_out)
+    sampler = loader.sampler
+    replaced = isinstance(sampler, RandomSampler) and (
+        sampler.replacement or sampler.num_samples != len(cast(Sized, loader.dataset))
+    )
+    if type(sampler) not in (RandomSampler, SequentialSampler, DistributedSampler) or replaced:
+        changed = " with replacement or a changed length" if replaced else ""
+        raise _refusal(f"the sampler {type(sampler).__name__}{changed}", way_out)
+
+
+def _rebuilt(
+    loader: DataLoader[Any], batch_sampler: AccountedBatchSampler, collate_fn: Callable[[list[Any]], Any]
+) -> DataLoader[Any]:
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=batch_sampler,
+        num_workers=loader.num_workers,
+        collate_fn=collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
     )
 
 
@@ -35,38 +71,89 @@ def fixed_order_loader(loader: DataLoader[Any], seed: int = 0, rank: int = 0, wo
     Raises:
         ValueError: For iterable data sets, custom samplers, sampling with replacement, or loaders without batches.
     """
-    if not isinstance(loader, DataLoader):
-        raise _refusal(f"a {type(loader).__name__}")
-    if isinstance(loader.batch_sampler, FixedOrderBatchSampler):
+    if isinstance(loader, DataLoader) and isinstance(loader.batch_sampler, FixedOrderBatchSampler):
         return loader
-    if not hasattr(loader.dataset, "__len__") or not hasattr(loader.dataset, "__getitem__"):
-        raise _refusal("an iterable data set, which has no fixed order", "Use a map-style data set.")
-    if type(loader).__iter__ is not DataLoader.__iter__ or type(loader.batch_sampler) is not BatchSampler:
-        name = type(loader).__name__ if type(loader) is not DataLoader else type(loader.batch_sampler).__name__
-        raise _refusal(f"its own batching in {name} (Poisson sampling, for one, bounds nothing)")
-    sampler = loader.sampler
-    replaced = isinstance(sampler, RandomSampler) and (
-        sampler.replacement or sampler.num_samples != len(loader.dataset)
-    )
-    if type(sampler) not in (RandomSampler, SequentialSampler, DistributedSampler) or replaced:
-        kind = " with replacement or a changed length" if replaced else ""
-        raise _refusal(f"the sampler {type(sampler).__name__}{kind}")
+    _check_loader(loader, FixedOrderBatchSampler)
     order = FixedOrderBatchSampler(
-        len(loader.dataset), int(loader.batch_size or 1), seed, loader.drop_last, rank, world_size
+        len(cast(Sized, loader.dataset)), int(loader.batch_size or 1), seed, loader.drop_last, rank, world_size
     )
-    return DataLoader(
-        loader.dataset,
-        batch_sampler=order,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=loader.generator,
-        prefetch_factor=loader.prefetch_factor,
-        persistent_workers=loader.persistent_workers,
+    return _rebuilt(loader, order, loader.collate_fn)
+
+
+def cyclic_poisson_loader(
+    loader: DataLoader[Any],
+    cycle_length: int,
+    *,
+    accumulation: int = 1,
+    shared_seed: int | None = None,
+    unsafe_seed: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader[Any]:
+    """Rebuilds a plain training loader so that its batches are drawn by cyclic Poisson sampling.
+
+    Its batch size becomes the expected one, ``drop_last`` loses its meaning, and a batch may be empty: tensors with
+    zero rows, in the structure that ``collate_fn`` gives to the first example.
+
+    Args:
+        loader: A ``DataLoader`` over a map-style data set, shuffled or not; one that already has a
+            :class:`CyclicPoissonBatchSampler` is returned as it is.
+        cycle_length: Number of groups that take turns; at least the bandwidth of the noise.
+        accumulation: Batches per optimizer step.
+        shared_seed: Secret seed, where several processes need the same.
+        unsafe_seed: Known seed, for tests.
+        rank: This process.
+        world_size: Number of processes.
+
+    Returns:
+        A loader of the same data, workers and collation.
+
+    Raises:
+        ValueError: As :func:`fixed_order_loader` and :class:`CyclicPoissonBatchSampler`, or where ``collate_fn``
+            gives something that has no empty counterpart.
+    """
+    if isinstance(loader, DataLoader) and isinstance(loader.batch_sampler, CyclicPoissonBatchSampler):
+        return loader
+    _check_loader(loader, CyclicPoissonBatchSampler)
+    sampler = CyclicPoissonBatchSampler(
+        len(cast(Sized, loader.dataset)),
+        int(loader.batch_size or 1),
+        cycle_length,
+        accumulation=accumulation,
+        shared_seed=shared_seed,
+        unsafe_seed=unsafe_seed,
+        rank=rank,
+        world_size=world_size,
     )
+    return _rebuilt(loader, sampler, collate_with_empty(loader.collate_fn, loader.dataset[0]))
+
+
+def collate_with_empty(collate_fn: Callable[[list[Any]], Any], example: Any) -> Callable[[list[Any]], Any]:
+    """Lets a collation make batches of no examples.
+
+    Args:
+        collate_fn: The collation of one or more examples.
+        example: An example, whose batch shows the structure, shapes and dtypes.
+
+    Returns:
+        The same collation, which makes tensors of shape ``(0, ...)`` out of an empty list.
+
+    Raises:
+        ValueError: Where the batch holds anything but tensors, in tuples, lists and mappings.
+    """
+    from opacus.data_loader import wrap_collate_with_empty
+
+    collate = wrap_collate_with_empty(collate_fn=collate_fn)
+    collate([example])
+    try:
+        collate([])
+    except (TypeError, IndexError) as error:
+        raise ValueError(
+            "Poisson sampling can draw an empty batch, but the collate_fn's batches can't be emptied: they hold"
+            f" something else than tensors with the examples along the first dimension ({error}). Pass a collate_fn"
+            " that returns such tensors, in tuples, lists or dictionaries."
+        ) from error
+    return cast(Callable[[list[Any]], Any], collate)
 
 
 class FixedOrderSource:

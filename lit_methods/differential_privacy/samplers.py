@@ -1,14 +1,125 @@
-"""Batch samplers whose participation pattern is known, which is what the sensitivity is computed from."""
+"""Batch samplers whose participation pattern is known, which is what the noise is accounted for with."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import BatchSampler
 
+from lit_methods.differential_privacy.factorization import Participation
+from lit_methods.differential_privacy.ledger import ParticipationLedger
 
-class FixedOrderBatchSampler(BatchSampler):
+
+class AccountedBatchSampler(BatchSampler, ABC):
+    """What accounting, loaders and resume ask of a batch sampler.
+
+    Attributes:
+        num_examples: Number ``N`` of examples.
+        batch_size: Examples per batch and process, in expectation where they are drawn.
+        global_batch_size: The same over all processes.
+        rank: This process.
+        world_size: Number of processes that share each batch.
+        ledger: For debugging: sees each batch as it is drawn, and raises where the schedule is broken.
+
+    Raises:
+        ValueError: On sizes below 1, or a rank outside ``[0, world_size)``.
+    """
+
+    def __init__(self, num_examples: int, batch_size: int, rank: int, world_size: int) -> None:
+        for name, value in (("num_examples", num_examples), ("batch_size", batch_size), ("world_size", world_size)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, but is {value!r}.")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must lie in [0, {world_size}), but is {rank!r}.")
+        self.num_examples, self.batch_size = num_examples, batch_size
+        self.rank, self.world_size = rank, world_size
+        self.global_batch_size = batch_size * world_size
+        self.ledger: ParticipationLedger | None = None
+        self._place_unknown = False
+
+    @abstractmethod
+    def participation(self, steps: int, accumulation: int = 1, batches_per_epoch: int | None = None) -> Participation:
+        """Who takes part when, if training follows this sampler.
+
+        Args:
+            steps: Optimizer steps ``n`` of the whole run.
+            accumulation: Batches per optimizer step.
+            batches_per_epoch: Batches of a pass that are trained on, where that is not all of them.
+
+        Returns:
+            Steps, most participations and least separation of one example.
+        """
+
+    def start_at(self, batch: int) -> None:
+        """Lets the next pass, and only that, begin where a resumed run stopped.
+
+        Args:
+            batch: Batches that were trained on since the start of the run. A loader's workers draw ahead, so that
+                only the training loop knows this number.
+
+        Raises:
+            ValueError: On a negative number.
+        """
+        if batch < 0:
+            raise ValueError(f"batch must be at least 0, but is {batch!r}.")
+        self._place_unknown = False
+        self._go_to(batch)
+
+    @abstractmethod
+    def _go_to(self, batch: int) -> None:
+        """Moves the next pass to that batch of the run."""
+
+    @abstractmethod
+    def _identity(self) -> dict[str, Any]:
+        """What a sampler of the same run must share."""
+
+    @abstractmethod
+    def _batches(self) -> Iterator[list[int]]:
+        """This process's share of each batch of the next pass."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the order depends on, as plain containers; where a run stands, :meth:`start_at` is told."""
+        return self._identity()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over the order of another sampler of the same run; :meth:`start_at` must follow.
+
+        Args:
+            state: Its :meth:`state_dict`.
+
+        Raises:
+            ValueError: Naming what differs.
+        """
+        own = self._identity()
+        changed = [
+            f"{name} (saved {state.get(name)!r}, now {own[name]!r})" for name in own if state.get(name) != own[name]
+        ]
+        if changed:
+            raise ValueError(
+                f"The saved order of the data is another one: {'; '.join(changed)}. Resume with the settings that the"
+                " run was started with, or train anew and count both runs."
+            )
+        self._place_unknown = True
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yields this process's share of each batch of a pass.
+
+        Raises:
+            RuntimeError: After :meth:`load_state_dict` without :meth:`start_at`.
+        """
+        if self._place_unknown:
+            raise RuntimeError(
+                "The order of the data was restored, but not the place in it: examples would come again before their"
+                " time. Call start_at with the number of batches that were trained on."
+            )
+        batches = self._batches()
+        yield from batches if self.ledger is None else self.ledger.watch(batches)
+
+
+class FixedOrderBatchSampler(AccountedBatchSampler):
     """One random partition into batches, frozen, and visited in the same order in every epoch.
 
     An example then takes part once per epoch, exactly ``len(sampler)`` batches apart.
@@ -38,14 +149,8 @@ class FixedOrderBatchSampler(BatchSampler):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        for name, value in (("num_examples", num_examples), ("batch_size", batch_size), ("world_size", world_size)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, but is {value!r}.")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must lie in [0, {world_size}), but is {rank!r}.")
-        self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
-        self.num_examples, self.rank, self.world_size = num_examples, rank, world_size
-        self.global_batch_size = batch_size * world_size
+        super().__init__(num_examples, batch_size, rank, world_size)
+        self.drop_last, self.seed = drop_last, seed
         last = num_examples % self.global_batch_size
         if drop_last and num_examples < self.global_batch_size:
             raise ValueError(
@@ -60,17 +165,29 @@ class FixedOrderBatchSampler(BatchSampler):
         self._order = torch.randperm(num_examples, generator=torch.Generator().manual_seed(seed))
         self._start = 0
 
-    def start_at(self, batch: int) -> None:
-        """Lets the next pass, and only that, begin at ``batch``: where a resumed run left its epoch."""
+    def participation(self, steps: int, accumulation: int = 1, batches_per_epoch: int | None = None) -> Participation:
+        """See :meth:`AccountedBatchSampler.participation`: once per pass, one pass apart."""
+        separation = -(-(batches_per_epoch or len(self)) // accumulation)
+        return Participation(steps, -(-steps // separation), separation)
+
+    def _go_to(self, batch: int) -> None:
         self._start = batch % len(self)
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "kind": "fixed order",
+            "num_examples": self.num_examples,
+            "global_batch_size": self.global_batch_size,
+            "seed": self.seed,
+            "drop_last": self.drop_last,
+        }
 
     def __len__(self) -> int:
         """Batches per full pass."""
         whole, rest = divmod(self.num_examples, self.global_batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        """Yields this process's share of each batch."""
+    def _batches(self) -> Iterator[list[int]]:
         start, self._start = self._start, 0
         for batch in range(start, len(self)):
             members = self._order[batch * self.global_batch_size : (batch + 1) * self.global_batch_size]
