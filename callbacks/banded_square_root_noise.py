@@ -126,12 +126,8 @@ class BandedSquareRootNoise(Callback):
             epsilon=self.epsilon,
             noise_multiplier=self.noise_multiplier,
         )
-        self.noise = CorrelatedNoise(
-            plan.accounting.strategy.coefficients,
-            plan.dimension,
-            plan.accounting.strategy.participation.steps,
-            generator_seed=self.unsafe_seed,
-            device=pl_module.device,
+        self.noise = CorrelatedNoise.of(
+            plan.accounting.strategy, plan.dimension, generator_seed=self.unsafe_seed, device=pl_module.device
         )
         if self._restored is not None:
             plan.check_resumable(self._restored["fingerprint"])
@@ -175,8 +171,7 @@ class BandedSquareRootNoise(Callback):
         if self._optimizer is None or self._gradients is None:
             return
         if not self._checked:
-            self._gradients.check()
-            self._checked = True
+            self._checked = self._gradients.check()
         self._optimizer.clip_and_accumulate()
         self._optimizer.original_optimizer.zero_grad()
 

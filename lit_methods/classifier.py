@@ -26,7 +26,7 @@ class Classifier(LightningModule):
     Args:
         network: Module that maps inputs `(B, ...)` to logits `(B, num_classes)`.
         num_classes: Number of classes, at least 2.
-        optimizer: Takes the trainable parameters and returns the optimizer.
+        optimizer: Takes the trainable parameters and returns the optimizer; None for SGD at rate 0.1, momentum 0.9.
         scheduler: Takes the optimizer and returns a learning-rate scheduler, stepped after each epoch
             (`ReduceLROnPlateau` watches `val/loss`); None keeps the rate constant.
         loss: Module of `(logits, labels)` with a `reduction` attribute, as in `torch.nn`; None for the mean
@@ -41,7 +41,7 @@ class Classifier(LightningModule):
         self,
         network: nn.Module,
         num_classes: int,
-        optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
+        optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = None,
         loss: nn.Module | None = None,
     ) -> None:
@@ -102,7 +102,11 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer over the trainable parameters and, if given, its scheduler."""
-        optimizer = self._make_optimizer([p for p in self.parameters() if p.requires_grad])
+        trained = [p for p in self.parameters() if p.requires_grad]
+        if self._make_optimizer is None:
+            optimizer: torch.optim.Optimizer = torch.optim.SGD(trained, lr=0.1, momentum=0.9)
+        else:
+            optimizer = self._make_optimizer(trained)
         if self._make_scheduler is None:
             return optimizer
         scheduler = self._make_scheduler(optimizer)

@@ -169,7 +169,11 @@ ENTRIES = (
     Entry(
         "BandedSquareRootNoise",
         _banded_square_root_noise,
-        configs=("differential_privacy/digits.yaml",),
+        configs=(
+            "differential_privacy/digits.yaml",
+            "differential_privacy/fashion_mnist.yaml",
+            "differential_privacy/cifar10_bsr.yaml",
+        ),
         reload=lambda: {"network": toy_network()},
         bad=(
             *_FROM_TORCH,

@@ -49,7 +49,9 @@ def breaches(name: tuple[str, ...], names: set[tuple[str, ...]], rooms: set[str]
         if any(other[0] in (rooms - {home}) | set(SHELVES) for other in own):
             found.append("a room imports another room or a shelf")
         layer, room = name[-1], {other[1] for other in own if other[0] == home and len(other) > 1}
-        if layer == "functional" and any(other[0] not in FUNCTIONAL for other in names):
+        pure = {other[1].startswith("_") for other in own if other[0] == home and len(other) > 1}
+        foreign = {other[0] for other in names} - FUNCTIONAL - ({"lit_methods"} if pure == {True} else set())
+        if (layer == "functional" or layer.startswith("_")) and layer != home and foreign:
             found.append("functional imports more than torch, numpy, scipy")
         if layer not in ("module", home) and "module" in room:
             found.append("a lower layer imports the LightningModule")

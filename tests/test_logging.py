@@ -32,7 +32,7 @@ def test_without_logger_nothing_is_written(tmp_path: Path, figure: Figure) -> No
 
 
 def test_fast_dev_run_writes_nothing(tmp_path: Path, figure: Figure) -> None:
-    trainer = Trainer(fast_dev_run=True, default_root_dir=tmp_path, accelerator="cpu")
+    trainer = Trainer(fast_dev_run=True, logger=CSVLogger(tmp_path), accelerator="cpu")
     assert log_folder(trainer) is None
     assert log_figure(trainer, "curve", figure) is None
     assert log_table(trainer, "table", ["a"], [[1]]) is None

@@ -6,6 +6,7 @@ from lit_methods.differential_privacy.accounting import Accounting, FixedOrderAc
 from lit_methods.differential_privacy.amplification import CyclicPoissonAccounting
 from lit_methods.differential_privacy.calibration import account, calibrate
 from lit_methods.differential_privacy.factorization import (
+    BandedInverseSquareRoot,
     BandedSquareRoot,
     Factorization,
     Identity,
@@ -14,6 +15,7 @@ from lit_methods.differential_privacy.factorization import (
 )
 from lit_methods.differential_privacy.ledger import ParticipationLedger
 from lit_methods.differential_privacy.noise import CorrelatedNoise
+from lit_methods.differential_privacy.optimized import BestClosedForm, OptimalBandedToeplitz
 from lit_methods.differential_privacy.poisson import CyclicPoissonBatchSampler
 from lit_methods.differential_privacy.samplers import AccountedBatchSampler, FixedOrderBatchSampler
 from lit_methods.differential_privacy.workload import Workload
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 __all__ = [
     "AccountedBatchSampler",
     "Accounting",
+    "BandedInverseSquareRoot",
     "BandedSquareRoot",
+    "BestClosedForm",
     "CorrelatedNoise",
     "CorrelatedNoiseOptimizer",
     "CyclicPoissonAccounting",
@@ -36,6 +40,7 @@ __all__ = [
     "FixedOrderBatchSampler",
     "Identity",
     "MatrixFactorizationAccountant",
+    "OptimalBandedToeplitz",
     "Participation",
     "ParticipationLedger",
     "PerSampleGradients",

@@ -13,8 +13,36 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import optimize, signal, special
+from scipy import signal
 from torch import Tensor
+
+from lit_methods.differential_privacy._gaussian import gaussian_delta, gaussian_epsilon, gaussian_noise_multiplier
+from lit_methods.differential_privacy._matrices import (
+    banded_sensitivity,
+    lower_bound,
+    matrix_square_root,
+    schedule_workload,
+)
+
+__all__ = [
+    "banded_inverse_square_root_coefficients",
+    "banded_sensitivity",
+    "banded_square_root_coefficients",
+    "decoder_norm",
+    "expected_error",
+    "gaussian_delta",
+    "gaussian_epsilon",
+    "gaussian_noise_multiplier",
+    "lower_bound",
+    "matrix_square_root",
+    "non_increasing_majorant",
+    "schedule_workload",
+    "series_inverse",
+    "series_square_root",
+    "sgd_workload",
+    "toeplitz_sensitivity",
+    "torch_sgd_roots",
+]
 
 Series = Tensor | Sequence[float] | NDArray[np.float64]
 
@@ -160,6 +188,72 @@ def torch_sgd_roots(learning_rate: float, momentum: float, weight_decay: float) 
     return min(alpha, 1.0), momentum / alpha
 
 
+def banded_inverse_square_root_coefficients(
+    bandwidth: int, momentum: float = 0.0, weight_decay_factor: float = 1.0
+) -> Tensor:
+    """First ``p`` coefficients of the inverse square root of the SGD workload: BISR's noising matrix ``C^-1``.
+
+    They are the power series of ``((1 - alpha z)(1 - beta z))^(1/2)`` (Kalinin, McKenna, Upadhyay & Lampert 2025,
+    arXiv 2505.12128). Where BSR cuts ``C`` to a band, BISR cuts ``C^-1``.
+
+    Args:
+        bandwidth: Number ``p`` of kept diagonals of ``C^-1``.
+        momentum: ``beta`` in [0, 1).
+        weight_decay_factor: ``alpha`` in (0, 1].
+
+    Returns:
+        ``d`` of shape ``(p,)``, float64, ``d[0] == 1``.
+
+    Raises:
+        ValueError: On a bandwidth below 1 or parameters out of range.
+    """
+    _check_count("bandwidth", bandwidth)
+    _check_optimizer(momentum, weight_decay_factor)
+    coefficients = [1.0, -0.5 * (weight_decay_factor + momentum)]
+    for j in range(2, bandwidth):
+        last = (j - 1.5) * coefficients[j - 1]
+        inner = last - weight_decay_factor * (j - 3) * coefficients[j - 2]
+        coefficients.append((weight_decay_factor * last + momentum * inner) / j)
+    return torch.tensor(coefficients[:bandwidth], dtype=torch.float64)
+
+
+def series_inverse(series: Series, steps: int) -> Tensor:
+    """First ``n`` coefficients of the reciprocal of a power series: ``C`` from ``C^-1`` and the other way round.
+
+    Args:
+        series: Coefficients, the first above 0; entries past the end are zero.
+        steps: Number ``n`` of coefficients to return.
+
+    Returns:
+        The reciprocal's coefficients, shape ``(n,)``, float64.
+
+    Raises:
+        ValueError: On a step count below 1 or a series that is not finite with positive start.
+    """
+    _check_count("steps", steps)
+    impulse = np.zeros(steps)
+    impulse[0] = 1.0
+    return torch.from_numpy(signal.lfilter([1.0], _as_series("series", series)[:steps], impulse))
+
+
+def non_increasing_majorant(coefficients: Series) -> Tensor:
+    """Least non-increasing sequence above the absolute values: the running maximum from the right.
+
+    A strategy with these coefficients is at least as sensitive under any participation pattern.
+
+    Args:
+        coefficients: Shape ``(p,)``.
+
+    Returns:
+        The majorant, shape ``(p,)``, float64.
+
+    Raises:
+        ValueError: On coefficients that are not a finite vector with positive start.
+    """
+    sizes = np.abs(_as_series("coefficients", coefficients))
+    return torch.from_numpy(np.maximum.accumulate(sizes[::-1])[::-1].copy())
+
+
 def toeplitz_sensitivity(coefficients: Series, steps: int, participations: int, separation: int) -> float:
     """Sensitivity of a lower-triangular Toeplitz strategy under ``(k, b)`` participation (Theorem 2).
 
@@ -175,6 +269,7 @@ def toeplitz_sensitivity(coefficients: Series, steps: int, participations: int, 
     Guarantees:
         - Exact for non-negative, non-increasing coefficients and any ``b``, also ``p > b``: the worst pattern is
           ``1, 1 + b, 1 + 2b, ...``
+        - Exact for any coefficients where ``p <= b``: the columns of a pattern then share no row.
         - An upper bound for all others: their non-increasing majorant takes their place.
 
     Raises:
@@ -183,13 +278,13 @@ def toeplitz_sensitivity(coefficients: Series, steps: int, participations: int, 
     _check_count("steps", steps)
     _check_count("participations", participations)
     _check_count("separation", separation)
-    column = np.abs(_as_series("coefficients", coefficients)[:steps])
-    column = np.maximum.accumulate(column[::-1])[::-1]
+    column = _as_series("coefficients", coefficients)[:steps]
     bandwidth = column.size
     times = min(participations, -(-steps // separation))
     if bandwidth <= separation:
         tail = column[: steps - (times - 1) * separation]
         return math.sqrt((times - 1) * float(column @ column) + float(tail @ tail))
+    column = non_increasing_majorant(column).numpy()
     rows = min(steps, bandwidth + (times - 1) * separation)
     blocks = -(-rows // separation)
     padded = np.zeros(blocks * separation)
@@ -247,90 +342,3 @@ def expected_error(
     """
     sensitivity = toeplitz_sensitivity(coefficients, steps, participations, separation)
     return sensitivity * decoder_norm(coefficients, sgd_workload(steps, momentum, weight_decay_factor))
-
-
-def gaussian_delta(noise_multiplier: float, epsilon: float) -> float:
-    """Tight ``delta`` of the Gaussian mechanism at ``epsilon`` (Balle & Wang 2018, Theorem 8).
-
-    Args:
-        noise_multiplier: Standard deviation over sensitivity, above 0.
-        epsilon: At least 0.
-
-    Returns:
-        ``Phi(1/(2 sigma) - epsilon sigma) - e^epsilon Phi(-1/(2 sigma) - epsilon sigma)``.
-
-    Raises:
-        ValueError: On parameters out of range.
-    """
-    if not (0 < noise_multiplier < math.inf and 0 <= epsilon < math.inf):
-        raise ValueError(
-            "noise_multiplier must be finite and above 0, and epsilon finite and at least 0, but are"
-            f" {noise_multiplier!r}, {epsilon!r}."
-        )
-    half, shift = 0.5 / noise_multiplier, epsilon * noise_multiplier
-    first = float(special.log_ndtr(half - shift))
-    second = epsilon + float(special.log_ndtr(-half - shift))
-    return math.exp(first) * -math.expm1(min(second - first, 0.0))
-
-
-def _check_budget(delta: float) -> None:
-    if not 0.0 < delta < 1.0:
-        raise ValueError(f"delta must lie in (0, 1), but is {delta!r}.")
-
-
-def gaussian_noise_multiplier(epsilon: float, delta: float) -> float:
-    """Smallest noise multiplier ``sigma`` of an ``(epsilon, delta)`` Gaussian mechanism, rounded up.
-
-    Args:
-        epsilon: Above 0.
-        delta: In (0, 1).
-
-    Returns:
-        ``sigma``: standard deviation of the noise over the sensitivity.
-
-    Guarantees:
-        - ``gaussian_delta(sigma, epsilon) <= delta`` holds for the returned number itself.
-        - Within one part in 1e12 of the smallest such number.
-
-    Raises:
-        ValueError: On parameters out of range.
-    """
-    if not 0.0 < epsilon < math.inf:
-        raise ValueError(f"epsilon must be a finite number above 0, but is {epsilon!r}.")
-    _check_budget(delta)
-    low, high = 1e-4, 1.0
-    while gaussian_delta(high, epsilon) > delta:
-        low, high = high, 2.0 * high
-    while gaussian_delta(low, epsilon) <= delta:
-        low, high = 0.5 * low, low
-    while high - low > 1e-13 * high:
-        middle = 0.5 * (low + high)
-        low, high = (low, middle) if gaussian_delta(middle, epsilon) <= delta else (middle, high)
-    return high
-
-
-def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
-    """The ``epsilon`` that a Gaussian mechanism spends at ``delta``: the inverse of the calibration.
-
-    Args:
-        noise_multiplier: Standard deviation over sensitivity; 0 gives infinity, infinity gives 0.
-        delta: In (0, 1).
-
-    Returns:
-        ``epsilon``, at least 0.
-
-    Raises:
-        ValueError: On parameters out of range.
-    """
-    _check_budget(delta)
-    if noise_multiplier < 0 or math.isnan(noise_multiplier):
-        raise ValueError(f"noise_multiplier must be at least 0, but is {noise_multiplier!r}.")
-    if noise_multiplier < 1e-100:
-        return math.inf
-    if math.isinf(noise_multiplier) or gaussian_delta(noise_multiplier, 0.0) <= delta:
-        return 0.0
-    upper = 1.0
-    while gaussian_delta(noise_multiplier, upper) > delta:
-        upper *= 2.0
-    root = optimize.brentq(lambda eps: gaussian_delta(noise_multiplier, eps) - delta, 0.0, upper, xtol=1e-12)
-    return float(root)

@@ -42,15 +42,21 @@ class PerSampleGradients:
             layer.inplace = False  # type: ignore[assignment]
 
     @torch.no_grad()
-    def check(self) -> None:
-        """After a first backward pass: do the per-sample gradients add up to the gradient?
+    def check(self) -> bool:
+        """After a backward pass: do the per-sample gradients add up to the gradient?
+
+        Returns:
+            Whether they could be compared: not where an example's gradient is not finite.
 
         Raises:
             MisconfigurationException: Naming the first parameter whose do not: it is used outside its layer's
                 ``forward``, or outside any layer.
         """
-        for name, p in self._module.named_parameters():
-            if not p.requires_grad or p.grad is None:
+        trained = [(name, p) for name, p in self._module.named_parameters() if p.requires_grad and p.grad is not None]
+        if not all(bool(p.grad.isfinite().all()) for _, p in trained if p.grad is not None):
+            return False
+        for name, p in trained:
+            if p.grad is None:
                 continue
             samples = p.grad_sample  # type: ignore[attr-defined]
             if samples is not None:
@@ -63,6 +69,7 @@ class PerSampleGradients:
                 " privately: it is used outside of its own layer's forward. Call the layer instead of its weight, and"
                 " move bare parameters into a layer."
             )
+        return True
 
     def remove(self) -> None:
         """Leaves the module as it was found."""
@@ -71,6 +78,8 @@ class PerSampleGradients:
             for name in ("activations", "max_batch_len"):
                 if name in layer.__dict__:
                     delattr(layer, name)
+            if not layer._backward_hooks:
+                layer._is_full_backward_hook = None
         for p in self._module.parameters():
             if hasattr(p, "summed_grad"):
                 del p.summed_grad

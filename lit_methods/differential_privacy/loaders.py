@@ -37,10 +37,21 @@ def _check_loader(loader: DataLoader[Any], kind: type[AccountedBatchSampler]) ->
         raise _refusal(f"the sampler {type(sampler).__name__}{changed}", way_out)
 
 
+class AccountedLoader(DataLoader[Any]):
+    """A loader whose place in the run is restored by the privacy callback, from the noise's own step count."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing of its own: it tells Lightning that the loader can resume."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
 def _rebuilt(
     loader: DataLoader[Any], batch_sampler: AccountedBatchSampler, collate_fn: Callable[[list[Any]], Any]
-) -> DataLoader[Any]:
-    return DataLoader(
+) -> AccountedLoader:
+    return AccountedLoader(
         loader.dataset,
         batch_sampler=batch_sampler,
         num_workers=loader.num_workers,
@@ -55,12 +66,12 @@ def _rebuilt(
     )
 
 
-def fixed_order_loader(loader: DataLoader[Any], seed: int = 0, rank: int = 0, world_size: int = 1) -> DataLoader[Any]:
+def fixed_order_loader(loader: DataLoader[Any], seed: int = 0, rank: int = 0, world_size: int = 1) -> AccountedLoader:
     """Rebuilds a plain training loader so that it visits one frozen random partition in every epoch.
 
     Args:
         loader: A ``DataLoader`` over a map-style data set, shuffled or not; one that already has a
-            :class:`FixedOrderBatchSampler` is returned as it is.
+            :class:`FixedOrderBatchSampler` keeps it.
         seed: Seed of the partition.
         rank: This process.
         world_size: Number of processes.
@@ -72,7 +83,7 @@ def fixed_order_loader(loader: DataLoader[Any], seed: int = 0, rank: int = 0, wo
         ValueError: For iterable data sets, custom samplers, sampling with replacement, or loaders without batches.
     """
     if isinstance(loader, DataLoader) and isinstance(loader.batch_sampler, FixedOrderBatchSampler):
-        return loader
+        return _rebuilt(loader, loader.batch_sampler, loader.collate_fn)
     _check_loader(loader, FixedOrderBatchSampler)
     order = FixedOrderBatchSampler(
         len(cast(Sized, loader.dataset)), int(loader.batch_size or 1), seed, loader.drop_last, rank, world_size
@@ -89,7 +100,7 @@ def cyclic_poisson_loader(
     unsafe_seed: int | None = None,
     rank: int = 0,
     world_size: int = 1,
-) -> DataLoader[Any]:
+) -> AccountedLoader:
     """Rebuilds a plain training loader so that its batches are drawn by cyclic Poisson sampling.
 
     Its batch size becomes the expected one, ``drop_last`` loses its meaning, and a batch may be empty: tensors with
@@ -97,7 +108,7 @@ def cyclic_poisson_loader(
 
     Args:
         loader: A ``DataLoader`` over a map-style data set, shuffled or not; one that already has a
-            :class:`CyclicPoissonBatchSampler` is returned as it is.
+            :class:`CyclicPoissonBatchSampler` keeps it.
         cycle_length: Number of groups that take turns; at least the bandwidth of the noise.
         accumulation: Batches per optimizer step.
         shared_seed: Secret seed, where several processes need the same.
@@ -113,7 +124,7 @@ def cyclic_poisson_loader(
             gives something that has no empty counterpart.
     """
     if isinstance(loader, DataLoader) and isinstance(loader.batch_sampler, CyclicPoissonBatchSampler):
-        return loader
+        return _rebuilt(loader, loader.batch_sampler, collate_with_empty(loader.collate_fn, loader.dataset[0]))
     _check_loader(loader, CyclicPoissonBatchSampler)
     sampler = CyclicPoissonBatchSampler(
         len(cast(Sized, loader.dataset)),
@@ -170,7 +181,7 @@ class FixedOrderSource:
         self._source = cast(Any, trainer.fit_loop._data_source)
         request = self._source.dataloader
 
-        def dataloader() -> DataLoader[Any]:
+        def dataloader() -> AccountedLoader:
             loader = fixed_order_loader(request(), seed, trainer.global_rank, trainer.world_size)
             self.sampler = cast(FixedOrderBatchSampler, loader.batch_sampler)
             self.sampler.start_at(self.start)

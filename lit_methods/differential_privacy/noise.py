@@ -12,6 +12,8 @@ import torch
 from scipy.linalg import solve_triangular, toeplitz
 from torch import Tensor
 
+from lit_methods.differential_privacy.factorization import Strategy
+
 COLUMNS = 1 << 14
 
 
@@ -29,14 +31,16 @@ def _exact_products() -> Iterator[None]:
 class CorrelatedNoise:
     """Rows of ``C^-1 Z`` one after another, ``Z`` standard normal, in unit scale.
 
-    The recurrence ``y_t = (z_t - sum_j c_j y_{t-j}) / c_0`` is run ``block_size`` steps at a time: one matrix product
-    takes the past outputs and the block's fresh normals to the block's outputs, so that each past vector is read once
-    per block instead of once per step. Memory is about ``p - 1 + block_size`` vectors.
+    For a banded ``C`` this is the recurrence ``y_t = (z_t - sum_j c_j y_{t-j}) / c_0`` over past outputs; for a banded
+    ``C^-1`` the sum ``y_t = sum_j d_j z_{t-j}`` over past normals. Either runs ``block_size`` steps at a time: one
+    matrix product takes the past vectors and the block's fresh normals to the block's outputs, so that each past
+    vector is read once per block instead of once per step. Memory is about ``p - 1 + block_size`` vectors.
 
     Args:
-        coefficients: First column ``c`` of ``C``, shape ``(p,)``.
+        coefficients: First column ``c`` of a banded ``C``, shape ``(p,)``, or of ``C^-1`` with ``inverse=True``.
         dimension: Length ``d`` of the noise vectors.
         steps: Number ``n`` of vectors that may be drawn.
+        inverse: Whether the coefficients are those of a banded ``C^-1`` (BISR).
         generator_seed: Seed of the own generator; ``None`` takes one from the operating system's entropy. A known
             seed voids every privacy guarantee.
         block_size: Steps per matrix product; 1 is the plain recurrence, ``None`` chooses by the bandwidth.
@@ -59,6 +63,7 @@ class CorrelatedNoise:
         dimension: int,
         steps: int,
         *,
+        inverse: bool = False,
         generator_seed: int | None = None,
         block_size: int | None = None,
         device: torch.device | str = "cpu",
@@ -75,23 +80,49 @@ class CorrelatedNoise:
         self.dimension = dimension
         self.steps = steps
         self.step = 0
+        self.inverse = inverse
         past = min(column.numel(), steps) - 1
-        self.block_size = block_size or max(1, min(32, past // 4))
+        self.block_size = block_size or max(1, min(32, past // 3))
         self._row_count = self.block_size * (1 - (-past // self.block_size))
         self.generator = torch.Generator(device)
         self.generator.manual_seed(secrets.randbits(63) if generator_seed is None else generator_seed)
         self._product = self._block_product(column, past).to(device, dtype)
+
+    @classmethod
+    def of(cls, strategy: Strategy, dimension: int, **options: Any) -> CorrelatedNoise:
+        """The noise of a strategy for as many steps as its participation schedule has.
+
+        Args:
+            strategy: Banded in ``C`` or in ``C^-1``.
+            dimension: Length ``d`` of the noise vectors.
+            **options: See the class.
+
+        Returns:
+            The noise.
+        """
+        inverse = strategy.noising is not None
+        coefficients = strategy.coefficients if strategy.noising is None else strategy.noising
+        return cls(coefficients, dimension, strategy.participation.steps, inverse=inverse, **options)
 
     @cached_property
     def _rows(self) -> Tensor:
         """The ring buffer, made at the first draw: a process that only counts needs none."""
         return torch.zeros(self._row_count, self.dimension, device=self._product.device, dtype=self._product.dtype)
 
+    @cached_property
+    def _outputs(self) -> Tensor:
+        """The block's outputs: in place of its normals, unless these are what later blocks need."""
+        shape = (self.block_size if self.inverse else 0, self.dimension)
+        return torch.zeros(shape, device=self._product.device, dtype=self._product.dtype)
+
     def _block_product(self, column: Tensor, past: int) -> Tensor:
-        """The matrix that takes (past outputs, fresh normals), oldest row first, to a block's outputs."""
+        """The matrix that takes (past vectors, fresh normals), oldest row first, to a block's outputs."""
         total, block = self._row_count, self.block_size
         padded = torch.zeros(total + block, dtype=torch.float64)
         padded[: past + 1] = column[: past + 1]
+        if self.inverse:
+            lags = torch.arange(total - block, total)[:, None] - torch.arange(total)[None, :]
+            return torch.where(lags >= 0, padded[lags.clamp(min=0)], 0.0)
         lags = torch.arange(total - block, total)[:, None] - torch.arange(total - block)[None, :]
         feedback = padded[lags]
         inside = toeplitz(padded[:block].numpy(), torch.zeros(block).numpy())
@@ -114,7 +145,7 @@ class CorrelatedNoise:
         if slot % self.block_size == 0:
             self._advance(slot)
         self.step += 1
-        return self._rows[slot]
+        return self._outputs[slot % self.block_size] if self.inverse else self._rows[slot]
 
     def count(self) -> None:
         """Counts a step whose vector another process draws.
@@ -135,6 +166,7 @@ class CorrelatedNoise:
 
     def _advance(self, first: int) -> None:
         fresh = self._rows[first : first + self.block_size]
+        outputs = self._outputs if self.inverse else fresh
         fresh[self.steps - self.step :].zero_()
         for vector in fresh[: self.steps - self.step]:
             vector.normal_(generator=self.generator)
@@ -143,12 +175,13 @@ class CorrelatedNoise:
         columns = COLUMNS if device_type == "cpu" else self._rows.shape[1]
         with _exact_products(), torch.autocast(device_type, enabled=False):
             for start in range(0, self._rows.shape[1], columns):
-                fresh[:, start : start + columns] = product @ self._rows[:, start : start + columns]
+                outputs[:, start : start + columns] = product @ self._rows[:, start : start + columns]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next draws depend on. Secret: it lets its holder subtract the noise."""
         return {
             "rows": self._rows.detach().to("cpu", copy=True),
+            "outputs": self._outputs.detach().to("cpu", copy=True),
             "product": self._product.detach().to("cpu", copy=True),
             "step": self.step,
             "generator": self.generator.get_state(),
@@ -172,5 +205,6 @@ class CorrelatedNoise:
         if rows.dtype != self._product.dtype:
             raise ValueError(f"The saved noise is of {rows.dtype}, but {self._product.dtype} is needed.")
         self._rows.copy_(rows)
+        self._outputs.copy_(state["outputs"])
         self.step = int(state["step"])
         self.generator.set_state(state["generator"].cpu())

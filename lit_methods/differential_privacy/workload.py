@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_methods.differential_privacy.functional import (
+    banded_inverse_square_root_coefficients,
     banded_square_root_coefficients,
+    series_inverse,
     series_square_root,
     sgd_workload,
     torch_sgd_roots,
@@ -107,3 +109,16 @@ class Workload:
         if self.momentum is None or self.weight_decay_factor is None:
             return series_square_root(self.first_column(bandwidth), bandwidth)
         return banded_square_root_coefficients(bandwidth, self.momentum, self.weight_decay_factor)
+
+    def inverse_square_root(self, bandwidth: int) -> Tensor:
+        """First ``p`` coefficients of the inverse of the workload's square root.
+
+        Args:
+            bandwidth: Number ``p`` of coefficients.
+
+        Returns:
+            ``d`` of shape ``(p,)``, float64.
+        """
+        if self.momentum is None or self.weight_decay_factor is None:
+            return series_inverse(self.square_root(bandwidth), bandwidth)
+        return banded_inverse_square_root_coefficients(bandwidth, self.momentum, self.weight_decay_factor)

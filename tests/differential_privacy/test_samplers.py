@@ -79,7 +79,7 @@ def test_a_loader_keeps_everything_but_its_order() -> None:
     assert len(rebuilt) == 3
     assert rebuilt.collate_fn is collate
     assert [batch.tolist() for batch in rebuilt] == list(FixedOrderBatchSampler(10, 3, drop_last=True))
-    assert fixed_order_loader(rebuilt) is rebuilt
+    assert fixed_order_loader(rebuilt).batch_sampler is rebuilt.batch_sampler
 
 
 def test_a_distributed_sampler_is_replaced() -> None:
