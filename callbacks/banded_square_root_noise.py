@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.nn.parallel import DistributedDataParallel
 
+from lit_methods.differential_privacy.budget import check_budget
 from lit_methods.differential_privacy.factorization import BandedSquareRoot, Factorization
-from lit_methods.differential_privacy.guards import check_normalization, check_optimization, check_trainer
+from lit_methods.differential_privacy.guards import (
+    check_loggers,
+    check_normalization,
+    check_optimization,
+    check_trainer,
+)
 from lit_methods.differential_privacy.loaders import FixedOrderSource
 from lit_methods.differential_privacy.noise import CorrelatedNoise
 from lit_methods.differential_privacy.plan import PrivacyPlan
+from lit_methods.differential_privacy.probes import BufferWatch
+from lit_methods.differential_privacy.run_state import check_complete, run_state
 
 if TYPE_CHECKING:
-    from lit_methods.differential_privacy.gradients import PerSampleGradients
-    from lit_methods.differential_privacy.optimizer import CorrelatedNoiseOptimizer
+    from lit_methods.differential_privacy.ghost import GhostBackward
+    from lit_methods.differential_privacy.run import PrivateRun
 
 
 class BandedSquareRootNoise(Callback):
@@ -40,6 +49,10 @@ class BandedSquareRootNoise(Callback):
         loss_reduction: How the module's loss takes a batch together.
         order_seed: Seed of the frozen partition of the training set into batches.
         allow_limited_batches: Accept ``limit_train_batches`` and ``overfit_batches``, and plan for them.
+        allowed_buffers: Patterns (``fnmatch``) of buffers that may change because they do not depend on the data.
+        clipping: ``"per_sample"`` keeps a gradient per example in memory; ``"ghost"`` takes two backward passes
+            instead, and needs a module whose ``training_step`` returns the mean (or sum) of its own
+            ``per_sample_loss(batch)`` of shape ``(B,)``.
         unsafe_seed: Seed of the noise for tests; whoever knows it can subtract the noise.
 
     Guarantees:
@@ -62,21 +75,12 @@ class BandedSquareRootNoise(Callback):
         loss_reduction: Literal["mean", "sum"] = "mean",
         order_seed: int = 0,
         allow_limited_batches: bool = False,
+        allowed_buffers: Sequence[str] = (),
+        clipping: Literal["per_sample", "ghost"] = "per_sample",
         unsafe_seed: int | None = None,
     ) -> None:
         super().__init__()
-        if (epsilon is None) == (noise_multiplier is None):
-            raise ValueError(
-                f"Give either epsilon or noise_multiplier, but got epsilon={epsilon!r} and"
-                f" noise_multiplier={noise_multiplier!r}."
-            )
-        for name, value, least in (("epsilon", epsilon, False), ("noise_multiplier", noise_multiplier, True)):
-            if value is not None and not (value > 0 or (least and value == 0)):
-                raise ValueError(f"{name} must be above 0, but is {value!r}.")
-        if not 0 < delta < 1:
-            raise ValueError(f"delta must lie in (0, 1), but is {delta!r}.")
-        if not max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm must be above 0, but is {max_grad_norm!r}.")
+        check_budget(epsilon, noise_multiplier, delta, max_grad_norm)
         if bandwidth is not None and factorization is not None:
             raise ValueError(
                 f"bandwidth={bandwidth!r} belongs to the default BandedSquareRoot. Set it in the factorization instead."
@@ -85,28 +89,29 @@ class BandedSquareRootNoise(Callback):
         self.factorization = factorization or BandedSquareRoot(bandwidth)
         self.noise_multiplier, self.loss_reduction = noise_multiplier, loss_reduction
         self.order_seed, self.unsafe_seed = order_seed, unsafe_seed
-        self.allow_limited_batches = allow_limited_batches
+        self.allow_limited_batches, self.allowed_buffers = allow_limited_batches, tuple(allowed_buffers)
+        self.clipping = clipping
         self.plan: PrivacyPlan | None = None
         self.noise: CorrelatedNoise | None = None
         self._restored: dict[str, Any] | None = None
         self._source: FixedOrderSource | None = None
-        self._gradients: PerSampleGradients | None = None
-        self._optimizer: CorrelatedNoiseOptimizer | None = None
-        self._checked = False
+        self._run: PrivateRun | None = None
+        self._ghost: GhostBackward | None = None
+        self._buffers: BufferWatch | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses what would void the guarantee, and takes over the order of the training data."""
         if stage != "fit":
             return
         check_trainer(trainer, self.allow_limited_batches)
+        check_loggers(trainer)
         self.plan = self.noise = self._restored = None
-        self._checked = False
         self._source = FixedOrderSource(trainer, self.order_seed)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plans the run, attaches the hooks, and puts the private optimizer in place of the module's."""
-        from lit_methods.differential_privacy.gradients import PerSampleGradients
-        from lit_methods.differential_privacy.optimizer import CorrelatedNoiseOptimizer
+        from lit_methods.differential_privacy.ghost import GhostBackward, GhostGradients
+        from lit_methods.differential_privacy.run import PrivateRun
 
         optimizer = check_optimization(pl_module, trainer.optimizers)
         check_normalization(pl_module)
@@ -126,22 +131,23 @@ class BandedSquareRootNoise(Callback):
             epsilon=self.epsilon,
             noise_multiplier=self.noise_multiplier,
         )
-        self.noise = CorrelatedNoise.of(
-            plan.accounting.strategy, plan.dimension, generator_seed=self.unsafe_seed, device=pl_module.device
-        )
-        if self._restored is not None:
-            plan.check_resumable(self._restored["fingerprint"])
-            self.noise.load_state_dict(self._restored["noise"])
-        self._gradients = PerSampleGradients(pl_module, self.loss_reduction)
-        self._optimizer = CorrelatedNoiseOptimizer(
+        accumulation = float(trainer.accumulate_grad_batches)
+        run = self._run = PrivateRun(
+            pl_module,
             optimizer,
-            noise=self.noise,
-            noise_std=plan.accounting.noise_std,
-            max_grad_norm=self.max_grad_norm,
-            expected_batch_size=plan.expected_batch_size,
-            gradient_scale=float(trainer.accumulate_grad_batches),
+            plan,
+            clipping=self.clipping,
+            loss_reduction=self.loss_reduction,
+            gradient_scale=accumulation,
+            unsafe_seed=self.unsafe_seed,
         )
-        trainer.strategy.optimizers = [self._optimizer]
+        self.noise = run.noise
+        if self._restored is not None:
+            run.load_state_dict(self._restored)
+        if isinstance(run.gradients, GhostGradients):
+            self._ghost = GhostBackward(pl_module, run.gradients, self.loss_reduction, accumulation)
+        self._buffers = BufferWatch(pl_module, self.allowed_buffers)
+        trainer.strategy.optimizers = [run.optimizer]
         rank_zero_info(plan.describe())
         if self.delta * plan.num_examples >= 1:
             rank_zero_warn(
@@ -168,22 +174,23 @@ class BandedSquareRootNoise(Callback):
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clips at once, so that accumulation never holds more than one batch of per-sample gradients."""
-        if self._optimizer is None or self._gradients is None:
-            return
-        if not self._checked:
-            self._checked = self._gradients.check()
-        self._optimizer.clip_and_accumulate()
-        self._optimizer.original_optimizer.zero_grad()
+        if self._run is not None:
+            self._run.optimizer.clip_and_accumulate()
+            self._run.optimizer.original_optimizer.zero_grad()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs epsilon as it is spent."""
+        """Logs epsilon as it is spent, and looks for buffers that the first step changed."""
+        if self._buffers is not None and trainer.global_step == 1:
+            self._buffers.check()
         if trainer.global_step % cast(Any, trainer).log_every_n_steps == 0:
             self._log_epsilon(pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs epsilon at the end of each epoch."""
+        """Logs epsilon at the end of each epoch, and looks again for buffers that changed."""
+        if self._buffers is not None:
+            self._buffers.check()
         self._log_epsilon(pl_module)
 
     def _log_epsilon(self, pl_module: LightningModule) -> None:
@@ -213,31 +220,24 @@ class BandedSquareRootNoise(Callback):
             return
         if self._source is not None:
             self._source.remove()
-        if self._gradients is not None:
-            self._gradients.remove()
-        if self._optimizer is not None and trainer.strategy.optimizers == [self._optimizer]:
-            trainer.strategy.optimizers = [self._optimizer.original_optimizer]
-        self._gradients = self._optimizer = self._source = None
+        if self._ghost is not None:
+            self._ghost.remove()
+        if self._run is not None:
+            self._run.close()
+            if trainer.strategy.optimizers == [self._run.optimizer]:
+                trainer.strategy.optimizers = [self._run.optimizer.original_optimizer]
+        self._run = self._ghost = self._buffers = self._source = None
 
     def state_dict(self) -> dict[str, Any]:
         """The noise's state and the plan's fingerprint. Secret: with it the noise can be subtracted."""
         if self.plan is None or self.noise is None:
             return {}
-        steps, separation = self.noise.step, self.plan.accounting.strategy.participation.separation
-        return {
-            "fingerprint": self.plan.fingerprint(),
-            "noise": self.noise.state_dict(),
-            "position": (steps % separation) * self.plan.accumulation,
-            "pending": self._optimizer is not None and self._optimizer.pending,
-        }
+        return run_state(self.plan, self.noise, self._run is not None and self._run.optimizer.pending)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the saved state until the plan stands that it must fit."""
-        if state_dict.get("pending"):
-            raise ValueError(
-                "The checkpoint was written in the middle of a gradient accumulation, whose sum is not in it. Resume"
-                " from one that was written after an optimizer step (every_n_train_steps, or the end of an epoch)."
-            )
+        if state_dict:
+            check_complete(state_dict)
         self._restored = state_dict or None
         if self._restored is not None and self._source is not None:
             self._source.start = self._restored["position"]

@@ -1,5 +1,6 @@
 """Banded square root noise for differentially private training (Kalinin & Lampert 2024, arXiv 2405.13763)."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lit_methods.differential_privacy.accounting import Accounting, FixedOrderAccounting
@@ -18,12 +19,20 @@ from lit_methods.differential_privacy.noise import CorrelatedNoise
 from lit_methods.differential_privacy.optimized import BestClosedForm, OptimalBandedToeplitz
 from lit_methods.differential_privacy.poisson import CyclicPoissonBatchSampler
 from lit_methods.differential_privacy.samplers import AccountedBatchSampler, FixedOrderBatchSampler
+from lit_methods.differential_privacy.server import PrivateServerUpdate
 from lit_methods.differential_privacy.workload import Workload
 
 if TYPE_CHECKING:
     from lit_methods.differential_privacy.accountant import MatrixFactorizationAccountant
+    from lit_methods.differential_privacy.checkpoint import strip_private_state
+    from lit_methods.differential_privacy.ghost import GhostGradients
     from lit_methods.differential_privacy.gradients import PerSampleGradients
-    from lit_methods.differential_privacy.optimizer import CorrelatedNoiseOptimizer
+    from lit_methods.differential_privacy.optimizer import (
+        CorrelatedNoiseMixin,
+        CorrelatedNoiseOptimizer,
+        GhostCorrelatedNoiseOptimizer,
+    )
+    from lit_methods.differential_privacy.private_training import PrivateTraining, make_private
 
 __all__ = [
     "AccountedBatchSampler",
@@ -32,37 +41,46 @@ __all__ = [
     "BandedSquareRoot",
     "BestClosedForm",
     "CorrelatedNoise",
+    "CorrelatedNoiseMixin",
     "CorrelatedNoiseOptimizer",
     "CyclicPoissonAccounting",
     "CyclicPoissonBatchSampler",
     "Factorization",
     "FixedOrderAccounting",
     "FixedOrderBatchSampler",
+    "GhostCorrelatedNoiseOptimizer",
+    "GhostGradients",
     "Identity",
     "MatrixFactorizationAccountant",
     "OptimalBandedToeplitz",
     "Participation",
     "ParticipationLedger",
     "PerSampleGradients",
+    "PrivateServerUpdate",
+    "PrivateTraining",
     "Strategy",
     "Workload",
     "account",
     "calibrate",
+    "make_private",
+    "strip_private_state",
 ]
+
+_LATE = {
+    "CorrelatedNoiseMixin": "optimizer",
+    "CorrelatedNoiseOptimizer": "optimizer",
+    "GhostCorrelatedNoiseOptimizer": "optimizer",
+    "GhostGradients": "ghost",
+    "MatrixFactorizationAccountant": "accountant",
+    "PerSampleGradients": "gradients",
+    "PrivateTraining": "private_training",
+    "make_private": "private_training",
+    "strip_private_state": "checkpoint",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what needs Opacus only when it is asked for."""
-    if name == "CorrelatedNoiseOptimizer":
-        from lit_methods.differential_privacy.optimizer import CorrelatedNoiseOptimizer
-
-        return CorrelatedNoiseOptimizer
-    if name == "PerSampleGradients":
-        from lit_methods.differential_privacy.gradients import PerSampleGradients
-
-        return PerSampleGradients
-    if name == "MatrixFactorizationAccountant":
-        from lit_methods.differential_privacy.accountant import MatrixFactorizationAccountant
-
-        return MatrixFactorizationAccountant
+    """Imports what needs Opacus or Lightning only when it is asked for."""
+    if name in _LATE:
+        return getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

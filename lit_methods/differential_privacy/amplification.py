@@ -97,7 +97,7 @@ class CyclicPoissonAccounting(Accounting):
 
     def __post_init__(self) -> None:
         """Refuses what the theorem does not cover."""
-        if not getattr(self.strategy, "banded", True):
+        if not self.strategy.banded:
             raise ValueError(
                 f"Sampling does not amplify {self.strategy.name}, whose C is not banded: its columns overlap however"
                 " far apart they are. Use BandedSquareRoot or Identity, or FixedOrderBatchSampler."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -11,7 +11,61 @@ from opacus.grad_sample import GradSampleHooks
 from torch import nn
 
 
-class PerSampleGradients:
+class LayerHooks:
+    """Opacus' hooks on the layers of a module, until :meth:`remove`.
+
+    Args:
+        module: The module; its state-dict keys and classes stay as they are.
+        kind: Opacus' class of hooks.
+        options: What that class takes.
+
+    Guarantees:
+        - After :meth:`remove` the module carries no hook and no attribute of ours.
+
+    Raises:
+        MisconfigurationException: For trained layers with buffers, whose per-sample gradients are not defined.
+    """
+
+    def __init__(self, module: nn.Module, kind: type[GradSampleHooks], **options: Any) -> None:
+        self._module = module
+        self._in_place = [layer for layer in module.modules() if getattr(layer, "inplace", False) is True]
+        try:
+            kind.validate(module, strict=True)
+        except NotImplementedError as error:
+            raise MisconfigurationException(
+                f"Some trained layers keep buffers, for which per-sample gradients are not defined: {error}. Replace"
+                " them (BatchNorm by GroupNorm), or freeze them."
+            ) from error
+        # The first layer's inputs are data and need no gradient, which torch remarks on; the hook fires all the same.
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        self._hooks = kind(module, **options)
+        for layer in self._in_place:
+            layer.inplace = False  # type: ignore[assignment]
+
+    def remove(self) -> None:
+        """Leaves the module as it was found."""
+        self._forget()
+        self._hooks.cleanup()
+        for layer in self._module.modules():
+            if not layer._backward_hooks:
+                layer._is_full_backward_hook = None
+        for p in self._module.parameters():
+            if hasattr(p, "summed_grad"):
+                del p.summed_grad
+        for layer in self._in_place:
+            layer.inplace = True  # type: ignore[assignment]
+
+    def _forget(self) -> None:
+        """Drops what the hooks noted of a forward pass that no backward pass followed."""
+        for layer in self._module.modules():
+            for name in ("activations", "max_batch_len"):
+                layer.__dict__.pop(name, None)
+        for p in self._module.parameters():
+            if hasattr(p, "_forward_counter"):
+                p._forward_counter = 0
+
+
+class PerSampleGradients(LayerHooks):
     """Fills ``p.grad_sample`` in each backward pass until :meth:`remove`.
 
     Args:
@@ -26,27 +80,15 @@ class PerSampleGradients:
     """
 
     def __init__(self, module: nn.Module, loss_reduction: Literal["mean", "sum"] = "mean") -> None:
-        self._module = module
-        self._in_place = [layer for layer in module.modules() if getattr(layer, "inplace", False) is True]
-        try:
-            GradSampleHooks.validate(module, strict=True)
-        except NotImplementedError as error:
-            raise MisconfigurationException(
-                f"Some trained layers keep buffers, for which per-sample gradients are not defined: {error}. Replace"
-                " them (BatchNorm by GroupNorm), or freeze them."
-            ) from error
-        # The first layer's inputs are data and need no gradient, which torch remarks on; the hook fires all the same.
-        warnings.filterwarnings("ignore", message="Full backward hook is firing")
-        self._hooks = GradSampleHooks(module, loss_reduction=loss_reduction)
-        for layer in self._in_place:
-            layer.inplace = False  # type: ignore[assignment]
+        super().__init__(module, GradSampleHooks, loss_reduction=loss_reduction)
 
     @torch.no_grad()
     def check(self) -> bool:
         """After a backward pass: do the per-sample gradients add up to the gradient?
 
         Returns:
-            Whether they could be compared: not where an example's gradient is not finite.
+            Whether they could be compared: not where an example's gradient is not finite, or after several backward
+            passes.
 
         Raises:
             MisconfigurationException: Naming the first parameter whose do not: it is used outside its layer's
@@ -54,6 +96,8 @@ class PerSampleGradients:
         """
         trained = [(name, p) for name, p in self._module.named_parameters() if p.requires_grad and p.grad is not None]
         if not all(bool(p.grad.isfinite().all()) for _, p in trained if p.grad is not None):
+            return False
+        if any(isinstance(p.grad_sample, list) for _, p in trained):  # type: ignore[attr-defined]
             return False
         for name, p in trained:
             if p.grad is None:
@@ -70,18 +114,3 @@ class PerSampleGradients:
                 " move bare parameters into a layer."
             )
         return True
-
-    def remove(self) -> None:
-        """Leaves the module as it was found."""
-        self._hooks.cleanup()
-        for layer in self._module.modules():
-            for name in ("activations", "max_batch_len"):
-                if name in layer.__dict__:
-                    delattr(layer, name)
-            if not layer._backward_hooks:
-                layer._is_full_backward_hook = None
-        for p in self._module.parameters():
-            if hasattr(p, "summed_grad"):
-                del p.summed_grad
-        for layer in self._in_place:
-            layer.inplace = True  # type: ignore[assignment]

@@ -78,6 +78,28 @@ def check_trainer(trainer: Trainer, allow_limited_batches: bool = False) -> None
         )
 
 
+def check_loggers(trainer: Trainer) -> None:
+    """Refuses loggers that upload checkpoints: with the noise's state in them, the noise can be subtracted.
+
+    Args:
+        trainer: The Trainer that is about to fit.
+
+    Raises:
+        MisconfigurationException: Where a logger uploads (``log_model`` of W&B, MLflow and others) what a
+            ``ModelCheckpoint`` writes with ``save_weights_only=False``.
+    """
+    if all(getattr(callback, "save_weights_only", False) for callback in trainer.checkpoint_callbacks):
+        return
+    for logger in trainer.loggers:
+        uploads = getattr(logger, "_log_model", False)
+        if uploads:
+            raise MisconfigurationException(
+                f"{type(logger).__name__}(log_model={uploads!r}) uploads checkpoints that hold the state of the privacy"
+                " noise, with which the noise can be subtracted. Set log_model=False and upload what"
+                " strip_private_state returns, or set ModelCheckpoint(save_weights_only=True)."
+            )
+
+
 def check_optimization(module: LightningModule, optimizers: list[Optimizer]) -> Optimizer:
     """Refuses anything but one automatically stepped optimizer over all trainable parameters.
 
@@ -101,16 +123,36 @@ def check_optimization(module: LightningModule, optimizers: list[Optimizer]) -> 
             f"{len(optimizers)} optimizers are configured, but private training accounts for exactly one. Put all"
             " parameters into one optimizer (parameter groups may differ in their learning rate)."
         )
-    held = {id(p) for group in optimizers[0].param_groups for p in group["params"]}
+    check_parameters(module, optimizers[0])
+    return optimizers[0]
+
+
+def check_parameters(module: nn.Module, optimizer: Optimizer) -> None:
+    """Refuses trainable parameters that the optimizer does not hold, or holds besides the module's.
+
+    Args:
+        module: The module that is about to be trained.
+        optimizer: Its only optimizer.
+
+    Raises:
+        MisconfigurationException: Naming them, or if there are none at all.
+    """
+    held = {id(p): p for group in optimizer.param_groups for p in group["params"]}
     outside = [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in held]
     if outside:
         raise MisconfigurationException(
             f"The trainable parameters {outside[:5]} are in no optimizer and would get no noise. Freeze them with"
             " requires_grad_(False), or give them to the optimizer."
         )
+    own = {id(p) for p in module.parameters()}
+    foreign = [tuple(p.shape) for key, p in held.items() if p.requires_grad and key not in own]
+    if foreign:
+        raise MisconfigurationException(
+            f"The optimizer holds parameters of shapes {foreign[:5]} that are not {type(module).__name__}'s, whose"
+            " gradients nobody would clip. Make them part of the module, or leave them out."
+        )
     if not any(p.requires_grad for p in module.parameters()):
         raise MisconfigurationException(f"{type(module).__name__} has no trainable parameter.")
-    return optimizers[0]
 
 
 def check_normalization(module: nn.Module) -> None:

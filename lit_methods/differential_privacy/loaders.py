@@ -26,7 +26,8 @@ def _check_loader(loader: DataLoader[Any], kind: type[AccountedBatchSampler]) ->
     if not hasattr(loader.dataset, "__len__") or not hasattr(loader.dataset, "__getitem__"):
         raise _refusal("an iterable data set, which has no fixed order", "Use a map-style data set.")
     if type(loader).__iter__ is not DataLoader.__iter__ or type(loader.batch_sampler) is not BatchSampler:
-        name = type(loader).__name__ if type(loader) is not DataLoader else type(loader.batch_sampler).__name__
+        plain = type(loader) in (DataLoader, AccountedLoader)
+        name = type(loader.batch_sampler if plain else loader).__name__
         raise _refusal(f"its own batching in {name} (plain Poisson sampling, for one, bounds nothing)", way_out)
     sampler = loader.sampler
     replaced = isinstance(sampler, RandomSampler) and (
@@ -48,14 +49,16 @@ class AccountedLoader(DataLoader[Any]):
         """Nothing to restore."""
 
 
-def _rebuilt(
-    loader: DataLoader[Any], batch_sampler: AccountedBatchSampler, collate_fn: Callable[[list[Any]], Any]
+def _rebuild(
+    loader: DataLoader[Any],
+    batch_sampler: AccountedBatchSampler,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
 ) -> AccountedLoader:
     return AccountedLoader(
         loader.dataset,
         batch_sampler=batch_sampler,
         num_workers=loader.num_workers,
-        collate_fn=collate_fn,
+        collate_fn=collate_fn or loader.collate_fn,
         pin_memory=loader.pin_memory,
         timeout=loader.timeout,
         worker_init_fn=loader.worker_init_fn,
@@ -83,12 +86,12 @@ def fixed_order_loader(loader: DataLoader[Any], seed: int = 0, rank: int = 0, wo
         ValueError: For iterable data sets, custom samplers, sampling with replacement, or loaders without batches.
     """
     if isinstance(loader, DataLoader) and isinstance(loader.batch_sampler, FixedOrderBatchSampler):
-        return _rebuilt(loader, loader.batch_sampler, loader.collate_fn)
+        return _rebuild(loader, loader.batch_sampler)
     _check_loader(loader, FixedOrderBatchSampler)
     order = FixedOrderBatchSampler(
         len(cast(Sized, loader.dataset)), int(loader.batch_size or 1), seed, loader.drop_last, rank, world_size
     )
-    return _rebuilt(loader, order, loader.collate_fn)
+    return _rebuild(loader, order)
 
 
 def cyclic_poisson_loader(
@@ -124,7 +127,7 @@ def cyclic_poisson_loader(
             gives something that has no empty counterpart.
     """
     if isinstance(loader, DataLoader) and isinstance(loader.batch_sampler, CyclicPoissonBatchSampler):
-        return _rebuilt(loader, loader.batch_sampler, collate_with_empty(loader.collate_fn, loader.dataset[0]))
+        return _rebuild(loader, loader.batch_sampler, collate_with_empty(loader.collate_fn, loader.dataset[0]))
     _check_loader(loader, CyclicPoissonBatchSampler)
     sampler = CyclicPoissonBatchSampler(
         len(cast(Sized, loader.dataset)),
@@ -136,7 +139,7 @@ def cyclic_poisson_loader(
         rank=rank,
         world_size=world_size,
     )
-    return _rebuilt(loader, sampler, collate_with_empty(loader.collate_fn, loader.dataset[0]))
+    return _rebuild(loader, sampler, collate_with_empty(loader.collate_fn, loader.dataset[0]))
 
 
 def collate_with_empty(collate_fn: Callable[[list[Any]], Any], example: Any) -> Callable[[list[Any]], Any]:

@@ -82,8 +82,6 @@ class CyclicPoissonBatchSampler(AccountedBatchSampler):
                 f" {self.sampling_probability:.3g}. Lower cycle_length ({cycle_length}) or batch_size ({batch_size})."
             )
         self._seed = next((s for s in (shared_seed, unsafe_seed) if s is not None), secrets.randbits(128))
-        self._position = 0
-        self._resumed = False
         self._assign()
 
     def _assign(self) -> None:
@@ -119,14 +117,22 @@ class CyclicPoissonBatchSampler(AccountedBatchSampler):
             )
         return Participation(steps, -(-steps // self.cycle_length), self.cycle_length)
 
-    def _go_to(self, batch: int) -> None:
-        self._position, self._resumed = batch, True
+    def position_after(self, steps: int, accumulation: int = 1, batches_per_epoch: int | None = None) -> int:
+        """See :meth:`AccountedBatchSampler.position_after`: no two epochs are alike, so a batch of the run."""
+        return steps * accumulation
+
+    def share(self, batch: int) -> list[int]:
+        """See :meth:`AccountedBatchSampler.share`."""
+        step, part = divmod(batch, self.accumulation)
+        parts = self.accumulation * self.world_size
+        indices: list[int] = self._draw(step)[part * self.world_size + self.rank :: parts].tolist()
+        return indices
 
     def _identity(self) -> dict[str, Any]:
         return {
             "kind": "cyclic Poisson",
             "num_examples": self.num_examples,
-            "step_size": self.global_batch_size * self.accumulation,
+            "global_batch_size": self.global_batch_size,
             "cycle_length": self.cycle_length,
             "accumulation": self.accumulation,
         }
@@ -145,15 +151,10 @@ class CyclicPoissonBatchSampler(AccountedBatchSampler):
         """Batches per pass: as many whole steps as have the data set's number of examples in expectation."""
         return self.accumulation * -(-self.num_examples // (self.global_batch_size * self.accumulation))
 
-    def _batches(self) -> Iterator[list[int]]:
-        start, resumed, self._resumed = self._position, self._resumed, False
-        if start % len(self) and not resumed:
-            raise RuntimeError(
-                f"The last pass was left after {start % len(self)} of {len(self)} batches, and the next would go on"
-                " from another group than the training. Call start_at with the number of batches trained on."
-            )
-        parts = self.accumulation * self.world_size
-        for batch in range(start, (start // len(self) + 1) * len(self)):
-            step, part = divmod(batch, self.accumulation)
-            self._position = batch + 1
-            yield self._draw(step)[part * self.world_size + self.rank :: parts].tolist()
+    def _batches(self, start: int) -> Iterator[list[int]]:
+        self._lost = True
+        stop = (start // len(self) + 1) * len(self)
+        for batch in range(start, stop):
+            if batch + 1 == stop:
+                self._start, self._lost = stop, False
+            yield self.share(batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -38,7 +38,8 @@ class AccountedBatchSampler(BatchSampler, ABC):
         self.rank, self.world_size = rank, world_size
         self.global_batch_size = batch_size * world_size
         self.ledger: ParticipationLedger | None = None
-        self._place_unknown = False
+        self._start, self._lost = 0, False
+        self._position: Callable[[], int] | None = None
 
     @abstractmethod
     def participation(self, steps: int, accumulation: int = 1, batches_per_epoch: int | None = None) -> Participation:
@@ -53,39 +54,54 @@ class AccountedBatchSampler(BatchSampler, ABC):
             Steps, most participations and least separation of one example.
         """
 
+    @abstractmethod
+    def position_after(self, steps: int, accumulation: int = 1, batches_per_epoch: int | None = None) -> int:
+        """The batch with which training goes on, for :meth:`start_at` and :meth:`follow`.
+
+        Args:
+            steps: Optimizer steps taken.
+            accumulation: Batches per optimizer step.
+            batches_per_epoch: Batches of a pass that are trained on, where that is not all of them.
+
+        Returns:
+            A batch of the epoch where all epochs are alike, else a batch of the run.
+        """
+
+    @abstractmethod
+    def share(self, batch: int) -> list[int]:
+        """This process's indices of one batch, counted as in :meth:`position_after`."""
+
     def start_at(self, batch: int) -> None:
         """Lets the next pass, and only that, begin where a resumed run stopped.
 
         Args:
-            batch: Batches that were trained on since the start of the run. A loader's workers draw ahead, so that
-                only the training loop knows this number.
+            batch: Of :meth:`position_after`. A loader's workers draw ahead, so that only the training loop knows it.
 
         Raises:
             ValueError: On a negative number.
         """
         if batch < 0:
             raise ValueError(f"batch must be at least 0, but is {batch!r}.")
-        self._place_unknown = False
-        self._go_to(batch)
+        self._start, self._lost = batch, False
 
-    @abstractmethod
-    def _go_to(self, batch: int) -> None:
-        """Moves the next pass to that batch of the run."""
+    def follow(self, position: Callable[[], int]) -> None:
+        """Lets every pass begin at the batch that ``position`` names when the pass is begun."""
+        self._position = position
 
     @abstractmethod
     def _identity(self) -> dict[str, Any]:
         """What a sampler of the same run must share."""
 
     @abstractmethod
-    def _batches(self) -> Iterator[list[int]]:
-        """This process's share of each batch of the next pass."""
+    def _batches(self, start: int) -> Iterator[list[int]]:
+        """This process's share of each batch of a pass, from that batch on."""
 
     def state_dict(self) -> dict[str, Any]:
         """What the order depends on, as plain containers; where a run stands, :meth:`start_at` is told."""
         return self._identity()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over the order of another sampler of the same run; :meth:`start_at` must follow.
+        """Takes over the order of another sampler of the same run; :meth:`start_at` or :meth:`follow` must be next.
 
         Args:
             state: Its :meth:`state_dict`.
@@ -102,20 +118,21 @@ class AccountedBatchSampler(BatchSampler, ABC):
                 f"The saved order of the data is another one: {'; '.join(changed)}. Resume with the settings that the"
                 " run was started with, or train anew and count both runs."
             )
-        self._place_unknown = True
+        self._lost = True
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yields this process's share of each batch of a pass.
 
         Raises:
-            RuntimeError: After :meth:`load_state_dict` without :meth:`start_at`.
+            RuntimeError: Where the next pass has no known beginning.
         """
-        if self._place_unknown:
+        if self._position is None and self._lost:
             raise RuntimeError(
-                "The order of the data was restored, but not the place in it: examples would come again before their"
-                " time. Call start_at with the number of batches that were trained on."
+                "Where in the order of the data the run stands is not known: its order was restored, or the last pass"
+                " was left before its end. Examples would come again before their time. Call start_at with"
+                " position_after of the optimizer steps taken, or follow."
             )
-        batches = self._batches()
+        batches = self._batches(self._start if self._position is None else self._position())
         yield from batches if self.ledger is None else self.ledger.watch(batches)
 
 
@@ -163,15 +180,25 @@ class FixedOrderBatchSampler(AccountedBatchSampler):
                 " that does not leave so few."
             )
         self._order = torch.randperm(num_examples, generator=torch.Generator().manual_seed(seed))
-        self._start = 0
 
     def participation(self, steps: int, accumulation: int = 1, batches_per_epoch: int | None = None) -> Participation:
         """See :meth:`AccountedBatchSampler.participation`: once per pass, one pass apart."""
         separation = -(-(batches_per_epoch or len(self)) // accumulation)
         return Participation(steps, -(-steps // separation), separation)
 
-    def _go_to(self, batch: int) -> None:
-        self._start = batch % len(self)
+    def position_after(self, steps: int, accumulation: int = 1, batches_per_epoch: int | None = None) -> int:
+        """See :meth:`AccountedBatchSampler.position_after`."""
+        return steps % self.participation(max(1, steps), accumulation, batches_per_epoch).separation * accumulation
+
+    def share(self, batch: int) -> list[int]:
+        """See :meth:`AccountedBatchSampler.share`."""
+        members = self._order[batch * self.global_batch_size : (batch + 1) * self.global_batch_size]
+        return members[self.rank :: self.world_size].tolist()
+
+    def start_at(self, batch: int) -> None:
+        """See :meth:`AccountedBatchSampler.start_at`; batches past the epoch's end begin it anew."""
+        super().start_at(batch)
+        self._start %= len(self)
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -187,8 +214,7 @@ class FixedOrderBatchSampler(AccountedBatchSampler):
         whole, rest = divmod(self.num_examples, self.global_batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
-    def _batches(self) -> Iterator[list[int]]:
-        start, self._start = self._start, 0
-        for batch in range(start, len(self)):
-            members = self._order[batch * self.global_batch_size : (batch + 1) * self.global_batch_size]
-            yield members[self.rank :: self.world_size].tolist()
+    def _batches(self, start: int) -> Iterator[list[int]]:
+        self._start = 0
+        for batch in range(start % len(self), len(self)):
+            yield self.share(batch)

@@ -109,6 +109,12 @@ class Functional(Toy):
         return nn.functional.cross_entropy(self.net[2](hidden.relu()), batch[1])
 
 
+class Bare(Toy):
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        hidden = nn.functional.linear(batch[0], self.net[0].weight, self.net[0].bias)
+        return nn.functional.cross_entropy(nn.functional.linear(hidden, self.net[2].weight), batch[1])
+
+
 def test_second_optimizer() -> None:
     with pytest.raises(RuntimeError, match="multiple optimizers"):
         toy_trainer(private()).fit(TwoOptimizers(), toy_loader())
@@ -121,6 +127,7 @@ def test_parameters_outside_the_optimizer() -> None:
 
 def test_weights_used_outside_their_layer() -> None:
     refused("net.0.weight do not add up", model=Functional())
+    refused("net.0.weight do not add up", model=Bare())
 
 
 class Stream(IterableDataset):
@@ -232,3 +239,21 @@ def test_the_module_is_as_it_was_after_fit_and_after_an_exception() -> None:
         left = {name for p in model.parameters() for name in p.__dict__}
         assert not left & {"grad_sample", "summed_grad", "_forward_counter"}
         assert type(trainer.optimizers[0]) is torch.optim.SGD
+
+
+class Learning(Toy):
+    """Keeps a mean of the data in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(FEATURES))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        self.mean += batch[0].mean(dim=0)
+        return super().training_step(batch, batch_idx)
+
+
+def test_buffers_that_learn() -> None:
+    with pytest.raises(MisconfigurationException, match=r"The buffers \['mean'\] changed"):
+        toy_trainer(private()).fit(Learning(), toy_loader())
+    toy_trainer(private(allowed_buffers=["mean"])).fit(Learning(), toy_loader())

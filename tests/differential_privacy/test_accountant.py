@@ -8,7 +8,7 @@ import io
 import pytest
 import torch
 from opacus import PrivacyEngine
-from opacus.accountants import RDPAccountant, create_accountant
+from opacus.accountants import PRVAccountant, RDPAccountant, create_accountant
 from opacus.optimizers import DPOptimizer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -122,6 +122,28 @@ def test_what_stock_opacus_passes_is_refused() -> None:
     with pytest.raises(ValueError, match=r"delta.*1.5"):
         accountant.get_epsilon(1.5)
     assert len(accountant) == 0
+
+
+@pytest.mark.parametrize("stock", [RDPAccountant, PRVAccountant])
+def test_stock_accountants_on_correlated_noise_stop_at_the_first_step(stock: type) -> None:
+    optimizer, accountant = private_optimizer(accounting()), stock()
+    optimizer.attach_step_hook(accountant.get_optimizer_hook_fn(sample_rate=0.1))
+    for p in optimizer.params:
+        p.grad_sample = torch.ones(4, *p.shape)
+    with pytest.raises(RuntimeError, match="epsilon would be wrong"):
+        optimizer.step()
+    assert len(accountant) == 0
+
+
+def test_it_counts_the_steps_of_the_real_optimizer() -> None:
+    run = accounting()
+    optimizer, accountant = private_optimizer(run), module.MatrixFactorizationAccountant(run)
+    optimizer.attach_step_hook(accountant.get_optimizer_hook_fn())
+    for _ in range(3):
+        for p in optimizer.params:
+            p.grad_sample = torch.ones(4, *p.shape)
+        optimizer.step()
+    assert len(accountant) == optimizer.noise.step == 3
 
 
 @pytest.mark.filterwarnings("ignore:Secure RNG turned off")

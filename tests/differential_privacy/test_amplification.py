@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,13 @@ from lit_methods.differential_privacy import functional as F
 from lit_methods.differential_privacy.accounting import FixedOrderAccounting
 from lit_methods.differential_privacy.amplification import CyclicPoissonAccounting, poisson_sampled_gaussian_epsilon
 from lit_methods.differential_privacy.calibration import account, calibrate
-from lit_methods.differential_privacy.factorization import BandedSquareRoot, Identity, Participation, Strategy
+from lit_methods.differential_privacy.factorization import (
+    BandedInverseSquareRoot,
+    BandedSquareRoot,
+    Identity,
+    Participation,
+    Strategy,
+)
 from lit_methods.differential_privacy.poisson import CyclicPoissonBatchSampler
 from lit_methods.differential_privacy.samplers import FixedOrderBatchSampler
 from lit_methods.differential_privacy.workload import Workload
@@ -178,7 +183,7 @@ def test_what_the_theorem_does_not_cover_is_refused() -> None:
     schedule = Participation(100, 25, 4)
     with pytest.raises(ValueError, match=r"bandwidth 5 overlap.*after 4 steps.*cycle_length"):
         CyclicPoissonAccounting(strategy(5, schedule), 1.0, 1e-5, 0.1)
-    unbanded: Any = SimpleNamespace(name="BISR", banded=False, bandwidth=4, participation=schedule)
+    unbanded = BandedInverseSquareRoot(4).strategy(Workload.sgd(), schedule, 10)
     with pytest.raises(ValueError, match=r"BISR, whose C is not banded.*BandedSquareRoot"):
         CyclicPoissonAccounting(unbanded, 1.0, 1e-5, 0.1)
     for probability in (0.0, 1.1, math.nan):

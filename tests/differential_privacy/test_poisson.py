@@ -14,6 +14,7 @@ from scipy import stats
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from lit_methods.differential_privacy.checkpoint import strip_private_state
 from lit_methods.differential_privacy.factorization import Participation
 from lit_methods.differential_privacy.ledger import ParticipationLedger
 from lit_methods.differential_privacy.loaders import collate_with_empty, cyclic_poisson_loader, fixed_order_loader
@@ -140,7 +141,7 @@ def test_a_pass_left_early_is_not_silently_followed_by_another() -> None:
     sampler = CyclicPoissonBatchSampler(20, 4, 2, unsafe_seed=0)
     left = iter(sampler)
     next(left)
-    with pytest.raises(RuntimeError, match=r"left after 1 of 5 batches.*start_at"):
+    with pytest.raises(RuntimeError, match=r"left before its end.*start_at"):
         next(iter(sampler))
     sampler.start_at(1)
     assert len(list(sampler)) == 4
@@ -181,6 +182,37 @@ def test_participation_of_a_fixed_order() -> None:
 def test_bad_arguments(arguments: dict[str, int], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         CyclicPoissonBatchSampler(**{"num_examples": 100, "batch_size": 10, "cycle_length": 2} | arguments)
+
+
+def test_passes_follow_the_training_wherever_it_stands() -> None:
+    sampler, whole = (CyclicPoissonBatchSampler(40, 4, 3, accumulation=2, unsafe_seed=0) for _ in range(2))
+    batches = run(whole, 2)
+    steps = 0
+    sampler.follow(lambda: sampler.position_after(steps, 2))
+    drawn = iter(sampler)
+    first = [next(drawn) for _ in range(6)]
+    steps = 3
+    assert first + list(sampler) == batches[:10]
+    steps = 5
+    assert list(sampler) == batches[10:]
+    assert [sampler.share(batch) for batch in range(20)] == batches
+
+
+def test_the_place_after_some_steps_of_a_fixed_order() -> None:
+    sampler = FixedOrderBatchSampler(50, 5)
+    whole = list(sampler)
+    assert [sampler.position_after(steps, 3) for steps in range(6)] == [0, 3, 6, 9, 0, 3]
+    assert sampler.position_after(9, batches_per_epoch=7) == 2
+    sampler.follow(lambda: 4)
+    assert list(sampler) == list(sampler) == whole[4:]
+
+
+def test_the_secret_of_the_draws_does_not_reach_a_published_checkpoint() -> None:
+    sampler = CyclicPoissonBatchSampler(20, 4, 2)
+    assert strip_private_state({"weights": 1, "callbacks": {"order": sampler.state_dict()}}) == {
+        "weights": 1,
+        "callbacks": {},
+    }
 
 
 def test_a_negative_place_is_refused() -> None:
