@@ -3,7 +3,9 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lit_methods.differential_privacy.accounting import FixedOrderAccounting
+from lit_methods.differential_privacy.accounting import Accounting, FixedOrderAccounting
+from lit_methods.differential_privacy.amplification import CyclicPoissonAccounting
+from lit_methods.differential_privacy.calibration import account, calibrate
 from lit_methods.differential_privacy.factorization import (
     BandedInverseSquareRoot,
     BandedSquareRoot,
@@ -12,13 +14,16 @@ from lit_methods.differential_privacy.factorization import (
     Participation,
     Strategy,
 )
+from lit_methods.differential_privacy.ledger import ParticipationLedger
 from lit_methods.differential_privacy.noise import CorrelatedNoise
 from lit_methods.differential_privacy.optimized import BestClosedForm, OptimalBandedToeplitz
-from lit_methods.differential_privacy.samplers import FixedOrderBatchSampler
+from lit_methods.differential_privacy.poisson import CyclicPoissonBatchSampler
+from lit_methods.differential_privacy.samplers import AccountedBatchSampler, FixedOrderBatchSampler
 from lit_methods.differential_privacy.server import PrivateServerUpdate
 from lit_methods.differential_privacy.workload import Workload
 
 if TYPE_CHECKING:
+    from lit_methods.differential_privacy.accountant import MatrixFactorizationAccountant
     from lit_methods.differential_privacy.checkpoint import strip_private_state
     from lit_methods.differential_privacy.ghost import GhostGradients
     from lit_methods.differential_privacy.gradients import PerSampleGradients
@@ -30,25 +35,33 @@ if TYPE_CHECKING:
     from lit_methods.differential_privacy.private_training import PrivateTraining, make_private
 
 __all__ = [
+    "AccountedBatchSampler",
+    "Accounting",
     "BandedInverseSquareRoot",
     "BandedSquareRoot",
     "BestClosedForm",
     "CorrelatedNoise",
     "CorrelatedNoiseMixin",
     "CorrelatedNoiseOptimizer",
+    "CyclicPoissonAccounting",
+    "CyclicPoissonBatchSampler",
     "Factorization",
     "FixedOrderAccounting",
     "FixedOrderBatchSampler",
     "GhostCorrelatedNoiseOptimizer",
     "GhostGradients",
     "Identity",
+    "MatrixFactorizationAccountant",
     "OptimalBandedToeplitz",
     "Participation",
+    "ParticipationLedger",
     "PerSampleGradients",
     "PrivateServerUpdate",
     "PrivateTraining",
     "Strategy",
     "Workload",
+    "account",
+    "calibrate",
     "make_private",
     "strip_private_state",
 ]
@@ -58,6 +71,7 @@ _LATE = {
     "CorrelatedNoiseOptimizer": "optimizer",
     "GhostCorrelatedNoiseOptimizer": "optimizer",
     "GhostGradients": "ghost",
+    "MatrixFactorizationAccountant": "accountant",
     "PerSampleGradients": "gradients",
     "PrivateTraining": "private_training",
     "make_private": "private_training",

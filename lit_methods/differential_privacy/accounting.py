@@ -1,50 +1,45 @@
-"""What a run with correlated noise spends: one Gaussian mechanism over all steps, in fixed order (Section 2)."""
+"""What a run with correlated noise spends: one interface, and the budget of a fixed order (Section 2)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 from lit_methods.differential_privacy.factorization import Strategy
-from lit_methods.differential_privacy.functional import gaussian_epsilon
+from lit_methods.differential_privacy.functional import gaussian_epsilon, gaussian_noise_multiplier
+from lit_methods.differential_privacy.samplers import AccountedBatchSampler, FixedOrderBatchSampler
 
 ROUNDING = 1.0 + 1e-6
 
 
 @dataclass(frozen=True)
-class FixedOrderAccounting:
-    """The budget of a run whose batches come in the same order in every epoch, without amplification.
-
-    The whole run is one Gaussian mechanism on ``C X`` with the strategy's sensitivity, so that the tight analytic
-    calibration holds for all intermediate models together.
-
-    Guarantees:
-        - With noise of standard deviation ``noise_std * max_grad_norm`` before the filter ``C^-1`` the whole run is
-          ``(epsilon_after(n), delta)``-DP for one example replaced by "no gradient".
-        - ``epsilon_after`` never decreases and ends at the budget that the noise multiplier was calibrated to.
+class Accounting(ABC):
+    """The budget of a run: how much noise, and what it amounts to after each step.
 
     Attributes:
         strategy: The strategy with its participation schedule.
-        noise_multiplier: ``sigma``: the noise over the sensitivity of the whole run.
+        noise_multiplier: ``sigma``: the noise over :attr:`sensitivity`.
         delta: The ``delta`` at which epsilon is told.
+        adjacency: Which data sets count as neighbours.
     """
 
     strategy: Strategy
     noise_multiplier: float
     delta: float
+    adjacency: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def sensitivity(self) -> float:
+        """What the noise multiplier is measured against, for clip norm 1."""
 
     @property
     def noise_std(self) -> float:
         """Standard deviation of ``z`` for clip norm 1; rounded up to cover float32 clipping and noise."""
-        return self.noise_multiplier * self.strategy.sensitivity() * ROUNDING
+        return self.noise_multiplier * self.sensitivity * ROUNDING
 
-    def inverse_noise_after(self, steps: int) -> float:
-        """``mu`` of Gaussian differential privacy after the first ``steps`` steps: sensitivity over noise."""
-        if steps < 1:
-            return 0.0
-        steps = min(steps, self.strategy.participation.steps)
-        noise = self.noise_multiplier * self.strategy.sensitivity()
-        return self.strategy.sensitivity(steps) / noise if noise > 0 else float("inf")
-
+    @abstractmethod
     def epsilon_after(self, steps: int) -> float:
         """``epsilon`` that the first ``steps`` steps have spent; a prefix is post-processing of the whole.
 
@@ -54,5 +49,120 @@ class FixedOrderAccounting:
         Returns:
             ``epsilon`` at ``delta``: 0 before the first step, infinity without noise.
         """
+
+    @abstractmethod
+    def calibrated(self, epsilon: float) -> Self:
+        """The same accounting with the least noise that keeps the whole run within a budget.
+
+        Args:
+            epsilon: Budget, above 0.
+
+        Returns:
+            An accounting whose noise multiplier is rounded up.
+
+        Raises:
+            ValueError: On a budget that is not a finite number above 0.
+        """
+
+    @abstractmethod
+    def check_sampler(
+        self, sampler: AccountedBatchSampler, accumulation: int = 1, batches_per_epoch: int | None = None
+    ) -> None:
+        """Refuses a sampler whose batches this accounting says nothing about.
+
+        Args:
+            sampler: What makes the batches.
+            accumulation: Batches per optimizer step.
+            batches_per_epoch: Batches of a pass that are trained on, where that is not all of them.
+
+        Raises:
+            ValueError: Naming what does not fit.
+        """
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One clause on what is accounted for, for the log."""
+
+    def at(self, delta: float) -> Self:
+        """The same run, told at another ``delta``."""
+        return replace(self, delta=delta)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a resumed run must share, as plain containers."""
+        schedule = self.strategy.participation
+        return {
+            "kind": type(self).__name__,
+            "steps": schedule.steps,
+            "participations": schedule.participations,
+            "separation": schedule.separation,
+            "coefficients": self.strategy.coefficients.tolist(),
+            "noise_multiplier": self.noise_multiplier,
+        }
+
+    def _check_schedule(self, sampler: AccountedBatchSampler, accumulation: int, batches_per_epoch: int | None) -> None:
+        planned = self.strategy.participation
+        real = sampler.participation(planned.steps, accumulation, batches_per_epoch)
+        if planned != real:
+            raise ValueError(
+                f"The strategy was made for {planned}, but the sampler gives {real}. Make the strategy with"
+                " sampler.participation(steps, accumulation)."
+            )
+
+
+@dataclass(frozen=True)
+class FixedOrderAccounting(Accounting):
+    """The budget of a run whose batches come in the same order in every epoch, without amplification.
+
+    The whole run is one Gaussian mechanism on ``C X`` with the strategy's sensitivity, so that the tight analytic
+    calibration holds for all intermediate models together.
+
+    Guarantees:
+        - With noise of standard deviation ``noise_std * max_grad_norm`` before the filter ``C^-1`` the whole run is
+          ``(epsilon_after(n), delta)``-DP for one example replaced by "no gradient".
+        - ``epsilon_after`` never decreases and ends at the budget that the noise multiplier was calibrated to.
+    """
+
+    adjacency = "zero-out"
+
+    @property
+    def sensitivity(self) -> float:
+        """Sensitivity of ``C`` over the whole run, under the strategy's participation schedule."""
+        return self.strategy.sensitivity()
+
+    def inverse_noise_after(self, steps: int) -> float:
+        """``mu`` of Gaussian differential privacy after the first ``steps`` steps: sensitivity over noise."""
+        if steps < 1:
+            return 0.0
+        steps = min(steps, self.strategy.participation.steps)
+        noise = self.noise_multiplier * self.sensitivity
+        return self.strategy.sensitivity(steps) / noise if noise > 0 else float("inf")
+
+    def epsilon_after(self, steps: int) -> float:
+        """See :meth:`Accounting.epsilon_after`."""
         mu = self.inverse_noise_after(steps)
         return gaussian_epsilon(1.0 / mu, self.delta) if mu > 0 else 0.0
+
+    def calibrated(self, epsilon: float) -> Self:
+        """See :meth:`Accounting.calibrated`."""
+        return replace(self, noise_multiplier=gaussian_noise_multiplier(epsilon, self.delta))
+
+    def check_sampler(
+        self, sampler: AccountedBatchSampler, accumulation: int = 1, batches_per_epoch: int | None = None
+    ) -> None:
+        """See :meth:`Accounting.check_sampler`."""
+        if not isinstance(sampler, FixedOrderBatchSampler):
+            raise ValueError(
+                f"FixedOrderAccounting bounds who takes part when by a frozen order, but {type(sampler).__name__} draws"
+                " batches at random. Let lit_methods.differential_privacy.calibrate choose the accounting from the"
+                " sampler, or use FixedOrderBatchSampler."
+            )
+        self._check_schedule(sampler, accumulation, batches_per_epoch)
+
+    def describe(self) -> str:
+        """See :meth:`Accounting.describe`."""
+        schedule = self.strategy.participation
+        return (
+            f"fixed order, k={schedule.participations} participations at least b={schedule.separation} steps apart in"
+            f" n={schedule.steps} steps, noise multiplier {self.noise_multiplier:.4f} on sensitivity"
+            f" {self.sensitivity:.4f}"
+        )

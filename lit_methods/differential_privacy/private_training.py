@@ -15,7 +15,7 @@ from lit_methods.differential_privacy.budget import check_budget
 from lit_methods.differential_privacy.factorization import BandedSquareRoot, Factorization
 from lit_methods.differential_privacy.ghost import GhostGradients
 from lit_methods.differential_privacy.guards import check_normalization, check_parameters
-from lit_methods.differential_privacy.loaders import FixedOrderLoader, _rebuild, fixed_order_loader
+from lit_methods.differential_privacy.loaders import AccountedLoader, _rebuild, fixed_order_loader
 from lit_methods.differential_privacy.plan import PrivacyPlan
 from lit_methods.differential_privacy.probes import BufferWatch
 from lit_methods.differential_privacy.run import Clipping, PrivateRun
@@ -48,7 +48,7 @@ class PrivateTraining(PrivateRun):
         module: nn.Module,
         optimizer: Optimizer,
         plan: PrivacyPlan,
-        loader: FixedOrderLoader,
+        loader: AccountedLoader,
         *,
         clipping: Clipping,
         loss_reduction: Literal["mean", "sum"],

@@ -1,0 +1,83 @@
+"""Noise, sampler and accounting made together, so that they can't be mixed."""
+
+from __future__ import annotations
+
+from lit_methods.differential_privacy.accounting import Accounting, FixedOrderAccounting
+from lit_methods.differential_privacy.amplification import CyclicPoissonAccounting
+from lit_methods.differential_privacy.factorization import Strategy
+from lit_methods.differential_privacy.poisson import CyclicPoissonBatchSampler
+from lit_methods.differential_privacy.samplers import AccountedBatchSampler, FixedOrderBatchSampler
+
+
+def account(
+    strategy: Strategy,
+    sampler: AccountedBatchSampler,
+    noise_multiplier: float,
+    delta: float,
+    *,
+    accumulation: int = 1,
+    batches_per_epoch: int | None = None,
+) -> Accounting:
+    """The accounting that belongs to a sampler, for noise that is given.
+
+    Args:
+        strategy: Made for ``sampler.participation(steps, accumulation)``.
+        sampler: What makes the batches.
+        noise_multiplier: Noise over :attr:`Accounting.sensitivity`, at least 0.
+        delta: The ``delta`` of the guarantee, in (0, 1).
+        accumulation: Batches per optimizer step.
+        batches_per_epoch: Batches of a pass that are trained on, where that is not all of them.
+
+    Returns:
+        Fixed-order accounting for a fixed order, amplified accounting for cyclic Poisson sampling.
+
+    Raises:
+        TypeError: For a sampler that nothing is known about.
+        ValueError: Where strategy and sampler do not fit, or parameters are out of range.
+    """
+    if not noise_multiplier >= 0.0:
+        raise ValueError(f"noise_multiplier must be at least 0, but is {noise_multiplier!r}.")
+    if not 0.0 < delta < 1.0:
+        raise ValueError(f"delta must lie in (0, 1), but is {delta!r}.")
+    accounting: Accounting
+    if isinstance(sampler, CyclicPoissonBatchSampler):
+        accounting = CyclicPoissonAccounting(strategy, noise_multiplier, delta, sampler.sampling_probability)
+    elif isinstance(sampler, FixedOrderBatchSampler):
+        accounting = FixedOrderAccounting(strategy, noise_multiplier, delta)
+    else:
+        raise TypeError(
+            f"Nothing is known about who takes part when under {type(sampler).__name__}. Use FixedOrderBatchSampler or"
+            " CyclicPoissonBatchSampler."
+        )
+    accounting.check_sampler(sampler, accumulation, batches_per_epoch)
+    return accounting
+
+
+def calibrate(
+    strategy: Strategy,
+    sampler: AccountedBatchSampler,
+    epsilon: float,
+    delta: float,
+    *,
+    accumulation: int = 1,
+    batches_per_epoch: int | None = None,
+) -> Accounting:
+    """The accounting that belongs to a sampler, with the least noise that keeps a run within its budget.
+
+    Args:
+        strategy: Made for ``sampler.participation(steps, accumulation)``.
+        sampler: What makes the batches.
+        epsilon: Budget of the whole run, above 0.
+        delta: The ``delta`` of the guarantee, in (0, 1).
+        accumulation: Batches per optimizer step.
+        batches_per_epoch: Batches of a pass that are trained on, where that is not all of them.
+
+    Returns:
+        As :func:`account`.
+
+    Raises:
+        TypeError: For a sampler that nothing is known about.
+        ValueError: Where strategy and sampler do not fit, or parameters are out of range.
+    """
+    draft = account(strategy, sampler, 0.0, delta, accumulation=accumulation, batches_per_epoch=batches_per_epoch)
+    return draft.calibrated(epsilon)
