@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lit_methods.differential_privacy.accounting import FixedOrderAccounting
-from lit_methods.differential_privacy.factorization import Factorization, Participation
+from lit_methods.differential_privacy.factorization import Factorization
 from lit_methods.differential_privacy.functional import gaussian_noise_multiplier
 from lit_methods.differential_privacy.samplers import FixedOrderBatchSampler
 from lit_methods.differential_privacy.workload import Workload
@@ -72,12 +72,11 @@ class PrivacyPlan:
         Returns:
             The plan.
         """
-        separation = -(-batches_per_epoch // accumulation)
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         names = {id(p): name for name, p in module.named_parameters()}
         strategy = factorization.strategy(
             Workload.from_optimizer(optimizer),
-            Participation(steps, -(-steps // separation), separation),
+            sampler.participation(steps, accumulation, batches_per_epoch),
             sum(p.numel() for p in parameters),
         )
         if epsilon is not None:
