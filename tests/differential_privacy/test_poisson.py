@@ -278,6 +278,8 @@ def test_loaders_are_rebuilt_once_and_refused_alike() -> None:
     data = TensorDataset(torch.arange(12))
     loader = cyclic_poisson_loader(DataLoader(data, batch_size=3), 2)
     assert cyclic_poisson_loader(loader, 2).batch_sampler is loader.batch_sampler
+    with pytest.raises(ValueError, match=r"CyclicPoissonBatchSampler is for rank 0 of 1 .* rank 1 of 2"):
+        cyclic_poisson_loader(loader, 2, rank=1, world_size=2)
     with pytest.raises(ValueError, match=r"CyclicPoissonBatchSampler .*batch_sampler=FixedOrderBatchSampler"):
         fixed_order_loader(loader)
     with pytest.raises(ValueError, match=r"FixedOrderBatchSampler .*batch_sampler=CyclicPoissonBatchSampler"):
