@@ -212,7 +212,7 @@ class CorrelatedNoiseOptimizer(CorrelatedNoiseMixin, DPOptimizer):  # type: igno
                 f"Layers disagree on the number of examples: {sorted({len(g) for g in samples.values()})}. Every layer"
                 " with trained parameters must see the batch as its first dimension."
             )
-        norms = torch.stack([g.reshape(len(g), -1).norm(dim=1) for g in samples.values()], dim=1).norm(dim=1)
+        norms = torch.stack([g.reshape(len(g), p.numel()).norm(dim=1) for p, g in samples.items()], dim=1).norm(dim=1)
         factors = (self.max_grad_norm / (norms * self.gradient_scale + 1e-6)).clamp(max=1.0) * self.gradient_scale
         finite = torch.isfinite(norms)
         if not bool(finite.all()):

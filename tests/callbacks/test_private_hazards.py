@@ -10,7 +10,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_methods.differential_privacy import CorrelatedNoise, FixedOrderBatchSampler
+from lit_methods.differential_privacy import (
+    CorrelatedNoise,
+    CorrelatedNoiseOptimizer,
+    FixedOrderBatchSampler,
+    PerSampleGradients,
+)
 from tests.callbacks.test_private_resume import interrupted, save_every_step
 from tests.callbacks.toys import EXAMPLES, FEATURES, Toy, flat, private, toy_data, toy_loader, toy_trainer
 
@@ -213,3 +218,20 @@ def test_all_of_the_generators_state_is_secret() -> None:
     noise = CorrelatedNoise(torch.ones(1), 200_000, 1).next()
     assert abs(float(noise.mean())) < 0.012
     assert float(noise.std()) == pytest.approx(1.0, abs=0.01)
+
+
+def test_an_empty_batch_adds_nothing() -> None:
+    layer = nn.Linear(FEATURES, 3)
+    hooks = PerSampleGradients(layer)
+    optimizer = CorrelatedNoiseOptimizer(
+        torch.optim.SGD(layer.parameters(), lr=0.1),
+        noise=CorrelatedNoise(torch.ones(1), 3 * FEATURES + 3, 2),
+        noise_std=0.0,
+        max_grad_norm=1.0,
+        expected_batch_size=4,
+    )
+    before = flat(layer).clone()
+    layer(torch.zeros(0, FEATURES)).sum().backward()
+    optimizer.step()
+    hooks.remove()
+    assert torch.equal(flat(layer), before)
