@@ -64,9 +64,10 @@ class BandedSquareRootNoise(Callback):
         unsafe_seed: Seed of the noise for tests; whoever knows it can subtract the noise.
 
     Guarantees:
-        - All models of the run together are ``(epsilon, delta)``-DP against leaving out one training example.
+        - All models of the run together are ``(epsilon, delta)``-DP against leaving out one training example, for any
+          loss that is a mean (or sum) of losses of single examples.
         - No step beyond the planned number is taken.
-        - A resumed run continues bit for bit, or is refused.
+        - A resumed run continues bit for bit, random augmentation in worker processes excepted, or is refused.
 
     Raises:
         ValueError: On parameters out of range, or both or none of ``epsilon`` and ``noise_multiplier``.
