@@ -180,3 +180,17 @@ def test_bf16_and_adam_and_schedulers_run() -> None:
     assert callback.plan.accounting.strategy.workload.weight_decay_factor == pytest.approx(0.999)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.00125)
     assert torch.isfinite(flat(model)).all()
+
+
+def test_the_noise_depends_on_its_seed_and_not_on_the_data() -> None:
+    def state(inputs: Tensor, seed: int) -> dict[str, Tensor]:
+        callback = private(unsafe_seed=seed)
+        data = TensorDataset(inputs, toy_data().tensors[1])
+        toy_trainer(callback, max_epochs=1).fit(Toy(), DataLoader(data, batch_size=8))
+        return callback.state_dict()["noise"]
+
+    inputs = toy_data().tensors[0]
+    first, other_data, other_seed = state(inputs, 3), state(-3 * inputs, 3), state(inputs, 4)
+    assert torch.equal(first["rows"], other_data["rows"])
+    assert torch.equal(first["generator"], other_data["generator"])
+    assert not torch.equal(first["rows"], other_seed["rows"])
