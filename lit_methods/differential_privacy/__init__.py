@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         GhostCorrelatedNoiseOptimizer,
     )
     from lit_methods.differential_privacy.private_training import PrivateTraining, make_private
+    from lit_methods.differential_privacy.sampling import CyclicPoisson, FixedOrder, Sampling
 
 __all__ = [
     "AccountedBatchSampler",
@@ -43,9 +44,11 @@ __all__ = [
     "CorrelatedNoise",
     "CorrelatedNoiseMixin",
     "CorrelatedNoiseOptimizer",
+    "CyclicPoisson",
     "CyclicPoissonAccounting",
     "CyclicPoissonBatchSampler",
     "Factorization",
+    "FixedOrder",
     "FixedOrderAccounting",
     "FixedOrderBatchSampler",
     "GhostCorrelatedNoiseOptimizer",
@@ -58,6 +61,7 @@ __all__ = [
     "PerSampleGradients",
     "PrivateServerUpdate",
     "PrivateTraining",
+    "Sampling",
     "Strategy",
     "Workload",
     "account",
@@ -67,13 +71,16 @@ __all__ = [
 ]
 
 _LATE = {
+    "CyclicPoisson": "sampling",
     "CorrelatedNoiseMixin": "optimizer",
     "CorrelatedNoiseOptimizer": "optimizer",
+    "FixedOrder": "sampling",
     "GhostCorrelatedNoiseOptimizer": "optimizer",
     "GhostGradients": "ghost",
     "MatrixFactorizationAccountant": "accountant",
     "PerSampleGradients": "gradients",
     "PrivateTraining": "private_training",
+    "Sampling": "sampling",
     "make_private": "private_training",
     "strip_private_state": "checkpoint",
 }
