@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_methods.differential_privacy.accounting import Accounting, FixedOrderAccounting
 from lit_methods.differential_privacy.amplification import CyclicPoissonAccounting
-from lit_methods.differential_privacy.calibration import account, calibrate
+from lit_methods.differential_privacy.calibration import account, calibrate, cycle_length_errors
 from lit_methods.differential_privacy.factorization import (
     BandedInverseSquareRoot,
     BandedSquareRoot,
@@ -66,6 +66,7 @@ __all__ = [
     "Workload",
     "account",
     "calibrate",
+    "cycle_length_errors",
     "make_private",
     "strip_private_state",
 ]

@@ -47,6 +47,10 @@ class Accounting(ABC):
         """Expected error (equation 4) for unit noise multiplier and clip norm."""
         return self.sensitivity * self.strategy.decoder_norm()
 
+    def error(self) -> float:
+        """What the noise leaves in the models, for clip norm 1: the figure by which to choose among mechanisms."""
+        return self.noise_multiplier * self.expected_error()
+
     @property
     def noise_std(self) -> float:
         """Standard deviation of ``z`` for clip norm 1; rounded up to cover float32 clipping and noise."""
