@@ -223,7 +223,13 @@ def tasks(quick: bool) -> list[Task]:
     )
     if quick:
         return [digits]
-    small: dict[str, Any] = {"epochs": 5, "rates": (0.1, 0.3, 0.9), "max_grad_norm": 1.0, "rate_seeds": 1, "examples": 10_000}
+    small: dict[str, Any] = {
+        "epochs": 5,
+        "rates": (0.1, 0.3, 0.9),
+        "max_grad_norm": 1.0,
+        "rate_seeds": 1,
+        "examples": 10_000,
+    }
     found = [digits]
     with suppress(DatasetNotFoundError):
         fashion = FashionMNISTDataModule(batch_size=250)

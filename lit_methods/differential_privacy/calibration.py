@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lit_methods.differential_privacy.accounting import Accounting, FixedOrderAccounting
 from lit_methods.differential_privacy.amplification import CyclicPoissonAccounting
-from lit_methods.differential_privacy.factorization import BandedSquareRoot, Participation, Strategy
+from lit_methods.differential_privacy.factorization import BandedSquareRoot, Strategy
 from lit_methods.differential_privacy.poisson import CyclicPoissonBatchSampler
 from lit_methods.differential_privacy.samplers import AccountedBatchSampler, FixedOrderBatchSampler
 from lit_methods.differential_privacy.workload import Workload
@@ -109,7 +109,7 @@ def cycle_length_errors(
     length = 1
     while not errors or (length * batch_size <= num_examples and length <= steps):
         sampler = CyclicPoissonBatchSampler(num_examples, batch_size, length, unsafe_seed=0)
-        schedule: Participation = sampler.participation(steps)
+        schedule = sampler.participation(steps)
         strategy = BandedSquareRoot(length).strategy(workload, schedule, 1)
         errors[length] = calibrate(strategy, sampler, epsilon, delta).error()
         length *= 2
