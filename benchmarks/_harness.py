@@ -17,10 +17,11 @@ import torch
 
 
 def arguments(description: str) -> argparse.Namespace:
-    """`--quick`, `--json FILE` and `--seed`."""
+    """`--quick`, `--json FILE`, `--plots FOLDER`, `--seed` and `--only`."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a smaller run, within 50 seconds on two cores")
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
+    parser.add_argument("--plots", type=Path, help="draw the figures into this folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="run only the parts whose name contains this")
     return parser.parse_args()

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -214,3 +215,34 @@ def compare(
             )
             tqdm.write(str(rows[-1]))
     return rows
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Test accuracy of each mechanism, one panel a data set, one group of bars an epsilon; writes a PNG file."""
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(row["data"] for row in rows))
+    figure = Figure(figsize=(5 * len(names), 3.6), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        own = [row for row in rows if row["data"] == name]
+        axes.axhline(100 * own[0]["mean"], color="black", linestyle=":", label=NO_PRIVACY)
+        private = [row for row in own if row["epsilon"] is not None]
+        budgets = list(dict.fromkeys(row["epsilon"] for row in private))
+        kinds = list(dict.fromkeys(row["mechanism"].split(" g =")[0] for row in private))
+        width = 0.8 / len(kinds)
+        for place, kind in enumerate(kinds):
+            bars = [row for row in private if row["mechanism"].startswith(kind)]
+            axes.bar(
+                [budgets.index(row["epsilon"]) + width * (place - (len(kinds) - 1) / 2) for row in bars],
+                [100 * row["mean"] for row in bars],
+                width,
+                yerr=[100 * row["spread"] for row in bars],
+                label=kind,
+            )
+        lowest = min(row["mean"] - row["spread"] for row in own)
+        axes.set_ylim(bottom=max(0.0, 100 * lowest - 5))
+        axes.set_xticks(range(len(budgets)), [f"ε = {budget:g}" for budget in budgets])
+        axes.set(title=name, ylabel="test accuracy, %")
+    axes.legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)

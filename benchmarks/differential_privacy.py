@@ -1,6 +1,6 @@
 """Banded square root noise: the price of a step, and accuracy at equal epsilon.
 
-`python -m benchmarks.differential_privacy [--quick] [--json FILE] [--only PART]`
+`python -m benchmarks.differential_privacy [--quick] [--json FILE] [--plots FOLDER] [--only PART]`
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from benchmarks._harness import arguments, finish, machine, medians, table
-from benchmarks._utility import Task, compare
+from benchmarks._utility import Task, compare, draw
 from lit_methods.backbones import MLP, SmallCNN
 from lit_methods.datamodules import DigitsDataModule, FashionMNISTDataModule, HubImageDataModule
 from lit_methods.datamodules.errors import DatasetNotFoundError
@@ -275,6 +275,8 @@ def main() -> None:
         if options.only is None or options.only in part.__name__:
             found, figures[part.__name__] = part(options.quick)
             headlines |= found
+    if options.plots is not None and "utility" in figures:
+        draw(figures["utility"], options.plots / "differential_privacy_utility.png")
     finish(headlines, figures, options.json)
 
 
