@@ -243,6 +243,6 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set_ylim(bottom=max(0.0, 100 * lowest - 5))
         axes.set_xticks(range(len(budgets)), [f"ε = {budget:g}" for budget in budgets])
         axes.set(title=name, ylabel="test accuracy, %")
-    axes.legend(fontsize="small")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
