@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lit_methods.differential_privacy.accounting import Accounting, FixedOrderAccounting
 from lit_methods.differential_privacy.amplification import CyclicPoissonAccounting
+from lit_methods.differential_privacy.budget import check_noise
 from lit_methods.differential_privacy.factorization import BandedSquareRoot, Strategy
 from lit_methods.differential_privacy.poisson import CyclicPoissonBatchSampler
 from lit_methods.differential_privacy.samplers import AccountedBatchSampler, FixedOrderBatchSampler
@@ -36,10 +37,7 @@ def account(
         TypeError: For a sampler that nothing is known about.
         ValueError: Where strategy and sampler do not fit, or parameters are out of range.
     """
-    if not noise_multiplier >= 0.0:
-        raise ValueError(f"noise_multiplier must be at least 0, but is {noise_multiplier!r}.")
-    if not 0.0 < delta < 1.0:
-        raise ValueError(f"delta must lie in (0, 1), but is {delta!r}.")
+    check_noise(noise_multiplier, delta)
     accounting: Accounting
     if isinstance(sampler, CyclicPoissonBatchSampler):
         accounting = CyclicPoissonAccounting(strategy, noise_multiplier, delta, sampler.sampling_probability)
@@ -77,8 +75,8 @@ def calibrate(
         As :func:`account`.
 
     Raises:
-        TypeError: For a sampler that nothing is known about.
-        ValueError: Where strategy and sampler do not fit, or parameters are out of range.
+        TypeError: As :func:`account`.
+        ValueError: As :func:`account`, or where the budget is out of range.
     """
     draft = account(strategy, sampler, 0.0, delta, accumulation=accumulation, batches_per_epoch=batches_per_epoch)
     return draft.calibrated(epsilon)
