@@ -138,10 +138,15 @@ def cyclic_poisson_loader(
 
     Raises:
         ValueError: As :func:`fixed_order_loader` and :class:`CyclicPoissonBatchSampler`, or where ``collate_fn``
-            gives something that has no empty counterpart.
+            gives something that has no empty counterpart, or for a sampler of another ``cycle_length``.
     """
     if isinstance(loader, DataLoader) and isinstance(loader.batch_sampler, CyclicPoissonBatchSampler):
         own = _of_this_process(loader, loader.batch_sampler, rank, world_size)
+        if loader.batch_sampler.cycle_length != cycle_length:
+            raise ValueError(
+                f"The loader's CyclicPoissonBatchSampler has cycle_length={loader.batch_sampler.cycle_length}, but"
+                f" {cycle_length} is asked for. Give both the same, or pass a plain DataLoader."
+            )
         return _rebuild(loader, own, collate_with_empty(loader.collate_fn, loader.dataset[0]))
     _check_loader(loader, CyclicPoissonBatchSampler)
     sampler = CyclicPoissonBatchSampler(

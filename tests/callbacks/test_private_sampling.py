@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lit_methods.differential_privacy import (
     BandedInverseSquareRoot,
@@ -150,6 +151,23 @@ def test_what_the_amplification_does_not_cover_is_refused(
 ) -> None:
     with pytest.raises(error, match=match):
         toy_trainer(private(**options), **trainer_options).fit(Toy(), toy_loader())
+
+
+def test_a_second_run_on_the_same_coins_is_refused() -> None:
+    loader = DataLoader(toy_data(), batch_sampler=CyclicPoissonBatchSampler(EXAMPLES, BATCH, CYCLE))
+    toy_trainer(private(sampling=CyclicPoisson(CYCLE))).fit(Toy(), loader)
+    model = Toy()
+    before = flat(model).clone()
+    with pytest.raises(RuntimeError, match="tossed for an earlier run"):
+        toy_trainer(private(sampling=CyclicPoisson(CYCLE))).fit(model, loader)
+    assert torch.equal(flat(model), before)
+
+
+def test_a_dry_run_with_accumulation_says_how_long_it_must_be() -> None:
+    options: dict[str, Any] = {"accumulate_grad_batches": 2}
+    with pytest.raises(ValueError, match="let fast_dev_run be a multiple of the accumulation"):
+        toy_trainer(private(sampling=CyclicPoisson(CYCLE)), fast_dev_run=1, **options).fit(Toy(), toy_loader(4))
+    toy_trainer(private(sampling=CyclicPoisson(CYCLE)), fast_dev_run=2, **options).fit(Toy(), toy_loader(4))
 
 
 def test_a_cycle_of_no_steps_is_refused() -> None:
