@@ -15,8 +15,10 @@ from lit_methods.differential_privacy import (
     CyclicPoissonAccounting,
     CyclicPoissonBatchSampler,
     FixedOrder,
+    Sampling,
     strip_private_state,
 )
+from lit_methods.differential_privacy.figures import plan_figure
 from tests.callbacks.test_private_resume import save_every_step
 from tests.callbacks.toys import EXAMPLES, Toy, flat, private, toy_data, toy_loader, toy_trainer
 
@@ -168,6 +170,19 @@ def test_a_dry_run_with_accumulation_says_how_long_it_must_be() -> None:
     with pytest.raises(ValueError, match="let fast_dev_run be a multiple of the accumulation"):
         toy_trainer(private(sampling=CyclicPoisson(CYCLE)), fast_dev_run=1, **options).fit(Toy(), toy_loader(4))
     toy_trainer(private(sampling=CyclicPoisson(CYCLE)), fast_dev_run=2, **options).fit(Toy(), toy_loader(4))
+
+
+@pytest.mark.parametrize(("sampling", "drawn"), [(FixedOrder(), True), (CyclicPoisson(CYCLE), False)])
+def test_the_picture_compares_with_what_the_sampling_can_account_for(sampling: Sampling, drawn: bool) -> None:
+    callback = private(sampling=sampling)
+    toy_trainer(callback, max_epochs=2).fit(Toy(), toy_loader())
+    assert callback.plan is not None
+    budget, column, errors = plan_figure(callback.plan).axes
+    assert budget.lines[0].get_ydata()[-1] == pytest.approx(8.0, rel=1e-3)
+    assert len(column.lines[0].get_ydata()) == callback.plan.accounting.strategy.bandwidth
+    labels = [line.get_label() for line in errors.lines]
+    assert {"BSR", "optimal band", "this run", "lower bound"} <= set(labels)
+    assert ("BISR" in labels) is drawn
 
 
 def test_a_cycle_of_no_steps_is_refused() -> None:
