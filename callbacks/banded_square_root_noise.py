@@ -70,7 +70,8 @@ class BandedSquareRootNoise(Callback):
         - All models of the run together are ``(epsilon, delta)``-DP against leaving out one training example (under
           ``CyclicPoisson``: adding or removing one), for any loss that is a mean (or sum) of losses of single examples.
         - No step beyond the planned number is taken.
-        - A resumed run continues bit for bit, random augmentation in worker processes excepted, or is refused.
+        - A resumed run continues bit for bit, or is refused. Excepted are random augmentation in worker processes, and
+          dropout in all but the first process of DDP.
 
     Raises:
         ValueError: On parameters out of range, or both or none of ``epsilon`` and ``noise_multiplier``.
