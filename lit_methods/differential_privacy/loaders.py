@@ -76,8 +76,9 @@ def _rebuild(
         timeout=loader.timeout,
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context,
-        # An own generator, because a loader without one draws from the global state whenever it is begun.
-        generator=loader.generator or torch.Generator().manual_seed(0),
+        # An own generator, because a loader without one draws from the global state whenever it is begun; with the
+        # global seed, which the workers' augmentation must follow.
+        generator=loader.generator or torch.Generator().manual_seed(torch.initial_seed()),
         prefetch_factor=loader.prefetch_factor,
         persistent_workers=loader.persistent_workers,
     )
