@@ -95,8 +95,8 @@ class PrivateTraining(PrivateRun):
         due = len(self.sampler.share(batch))
         if self.optimizer.examples not in (0, due):
             raise RuntimeError(
-                f"Optimizer step {taken} has {self.optimizer.examples} per-sample gradients, but batch {batch}, which is"
-                f" due, has {due} examples. Take one step per batch, also for an empty one (for larger batches than fit"
+                f"Optimizer step {taken} has {self.optimizer.examples} per-sample gradients, but batch {batch}, which"
+                f" is due, has {due} examples. Take one step per batch, also for an empty one (for larger batches than fit"
                 " into memory use opacus.utils.batch_memory_manager.BatchMemoryManager), and keep one row per example:"
                 " views or tokens folded into the batch dimension would let one example count several times."
             )

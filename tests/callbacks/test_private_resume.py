@@ -142,9 +142,7 @@ class Fail(Callback):
 
 @pytest.mark.parametrize("batch", [2, 3])
 @pytest.mark.parametrize("sampling", [FixedOrder(), CyclicPoisson(3)])
-def test_a_checkpoint_of_a_failed_run_knows_of_its_accumulation(
-    tmp_path: Path, sampling: Sampling, batch: int
-) -> None:
+def test_a_checkpoint_of_a_failed_run_knows_of_its_accumulation(tmp_path: Path, sampling: Sampling, batch: int) -> None:
     options: dict[str, Any] = {"accumulate_grad_batches": 2}
     failing = Fail(batch, tmp_path / "failed.ckpt")
     with pytest.raises(KeyError, match=f"batch {batch}"):
