@@ -96,9 +96,9 @@ class PrivateTraining(PrivateRun):
         if self.optimizer.examples not in (0, due):
             raise RuntimeError(
                 f"Optimizer step {taken} has {self.optimizer.examples} per-sample gradients, but batch {batch}, which"
-                f" is due, has {due} examples. Take one step per batch, also for an empty one (for larger batches than fit"
-                " into memory use opacus.utils.batch_memory_manager.BatchMemoryManager), and keep one row per example:"
-                " views or tokens folded into the batch dimension would let one example count several times."
+                f" is due, has {due} examples. Take one step per batch, also for an empty one (for larger batches than"
+                " fit into memory use opacus.utils.batch_memory_manager.BatchMemoryManager), and keep one row per"
+                " example: views or tokens folded into the batch dimension would let one example count several times."
             )
         if self.noise.step == 1:
             self._buffers.check()
