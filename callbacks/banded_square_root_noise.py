@@ -70,7 +70,8 @@ class BandedSquareRootNoise(Callback):
         - All models of the run together are ``(epsilon, delta)``-DP against leaving out one training example (under
           ``CyclicPoisson``: adding or removing one), for any loss that is a mean (or sum) of losses of single examples.
         - No step beyond the planned number is taken.
-        - A resumed run continues bit for bit, random augmentation in worker processes excepted, or is refused.
+        - A resumed run continues bit for bit, or is refused. Excepted are random augmentation in worker processes, and
+          dropout in all but the first process of DDP.
 
     Raises:
         ValueError: On parameters out of range, or both or none of ``epsilon`` and ``noise_multiplier``.
@@ -113,7 +114,7 @@ class BandedSquareRootNoise(Callback):
         self._ghost: GhostBackward | None = None
         self._buffers: BufferWatch | None = None
         self._random: dict[str, Any] | None = None
-        self._due = 0
+        self._due, self._pending = 0, False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses what would void the guarantee, and takes over the making of batches."""
@@ -122,6 +123,7 @@ class BandedSquareRootNoise(Callback):
         check_trainer(trainer, self.allow_limited_batches)
         check_loggers(trainer)
         self.plan = self.noise = self._sampler = self._restored = self._random = None
+        self._pending = False
         self._source = AccountedSource(trainer, self.sampling, self._position, self._saved_order)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -271,6 +273,7 @@ class BandedSquareRootNoise(Callback):
         if self._ghost is not None:
             self._ghost.remove()
         if self._run is not None:
+            self._pending = self._run.optimizer.pending  # an interrupted run may be saved after this
             self._run.close()
             if trainer.strategy.optimizers == [self._run.optimizer]:
                 trainer.strategy.optimizers = [self._run.optimizer.original_optimizer]
@@ -288,7 +291,7 @@ class BandedSquareRootNoise(Callback):
         """The noise's state and the plan's fingerprint. Secret: with it the noise can be subtracted."""
         if self.plan is None or self.noise is None or self._sampler is None:
             return {}
-        pending = self._run is not None and self._run.optimizer.pending
+        pending = self._pending if self._run is None else self._run.optimizer.pending
         return run_state(self.plan, self.noise, self._sampler, pending)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

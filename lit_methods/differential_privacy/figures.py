@@ -81,6 +81,8 @@ def _draw_errors(axes: Axes, accounting: Accounting) -> None:
     strategy, workload, schedule = accounting.strategy, accounting.strategy.workload, accounting.accounted
     widest = min(strategy.participation.separation, schedule.steps)
     for name, points in error_curves(workload, schedule, widest).items():
+        if name == "BISR" and not isinstance(accounting, FixedOrderAccounting):
+            continue  # sampling does not amplify it
         axes.plot(*zip(*points, strict=True), marker=".", label=name)
     axes.plot(strategy.bandwidth, accounting.expected_error(), "k*", markersize=10, label="this run")
     if workload.momentum is not None and workload.weight_decay_factor and schedule.steps <= MOST_STEPS_FOR_BOUND:

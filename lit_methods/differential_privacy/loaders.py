@@ -76,8 +76,9 @@ def _rebuild(
         timeout=loader.timeout,
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context,
-        # An own generator, because a loader without one draws from the global state whenever it is begun.
-        generator=loader.generator or torch.Generator().manual_seed(0),
+        # An own generator, because a loader without one draws from the global state whenever it is begun; with the
+        # global seed, which the workers' augmentation must follow.
+        generator=loader.generator or torch.Generator().manual_seed(torch.initial_seed()),
         prefetch_factor=loader.prefetch_factor,
         persistent_workers=loader.persistent_workers,
     )
@@ -138,10 +139,15 @@ def cyclic_poisson_loader(
 
     Raises:
         ValueError: As :func:`fixed_order_loader` and :class:`CyclicPoissonBatchSampler`, or where ``collate_fn``
-            gives something that has no empty counterpart.
+            gives something that has no empty counterpart, or for a sampler of another ``cycle_length``.
     """
     if isinstance(loader, DataLoader) and isinstance(loader.batch_sampler, CyclicPoissonBatchSampler):
         own = _of_this_process(loader, loader.batch_sampler, rank, world_size)
+        if loader.batch_sampler.cycle_length != cycle_length:
+            raise ValueError(
+                f"The loader's CyclicPoissonBatchSampler has cycle_length={loader.batch_sampler.cycle_length}, but"
+                f" {cycle_length} is asked for. Give both the same, or pass a plain DataLoader."
+            )
         return _rebuild(loader, own, collate_with_empty(loader.collate_fn, loader.dataset[0]))
     _check_loader(loader, CyclicPoissonBatchSampler)
     sampler = CyclicPoissonBatchSampler(

@@ -43,6 +43,10 @@ class CorrelatedNoiseMixin:
         gradient_scale: Undoes a constant that the loss was divided by (gradient accumulation) before clipping.
         gradients: What fills the gradients; its ``check`` is asked before they are clipped.
 
+    Attributes:
+        examples: Rows of per-sample gradients that the coming step holds so far; under ghost clipping whoever calls the
+            backward pass counts them.
+
     Guarantees:
         - Every trainable parameter gets noise in every step, with or without a gradient.
         - One noise vector per step, scaled by ``noise_std * max_grad_norm``, divided by the constant batch size.
@@ -84,6 +88,7 @@ class CorrelatedNoiseMixin:
         self.gradient_scale = gradient_scale
         self._gradients = gradients
         self._trained = [id(p) for p in self.params]
+        self.examples = 0
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets anything but the constants that the noise was calibrated for.
@@ -177,6 +182,7 @@ class CorrelatedNoiseMixin:
         self.scale_grad()
         if self.step_hook:  # type: ignore[attr-defined]
             self.step_hook(self)  # type: ignore[attr-defined]
+        self.examples = 0
         return True
 
     def _summed(self, p: Any) -> Tensor:
@@ -212,6 +218,7 @@ class CorrelatedNoiseOptimizer(CorrelatedNoiseMixin, DPOptimizer):  # type: igno
                 f"Layers disagree on the number of examples: {sorted({len(g) for g in samples.values()})}. Every layer"
                 " with trained parameters must see the batch as its first dimension."
             )
+        self.examples += len(next(iter(samples.values())))
         norms = torch.stack([g.reshape(len(g), p.numel()).norm(dim=1) for p, g in samples.items()], dim=1).norm(dim=1)
         factors = (self.max_grad_norm / (norms * self.gradient_scale + 1e-6)).clamp(max=1.0) * self.gradient_scale
         finite = torch.isfinite(norms)
@@ -249,6 +256,8 @@ class GhostCorrelatedNoiseOptimizer(CorrelatedNoiseMixin, DPOptimizerFastGradien
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops gradients, and sums that wait for no further part of their batch; a zero is never kept for them."""
         super().zero_grad(set_to_none=True)
+        if not self._is_last_step_skipped:
+            self.examples = 0
 
     def add_noise(self) -> None:
         """See :meth:`CorrelatedNoiseMixin.add_noise`."""

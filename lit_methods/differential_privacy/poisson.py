@@ -41,7 +41,8 @@ class CyclicPoissonBatchSampler(AccountedBatchSampler):
         - Draws of different steps and examples are independent; the global random states are neither read nor moved.
         - A pass of ``len(sampler)`` batches has ``N`` examples in expectation, up to rounding to whole steps.
 
-    One sampler serves one run and its resumption: a second run on the same draws is not independent of the first.
+    One sampler serves one run and its resumption: a second run on the same draws is not independent of the first, and
+    is refused when it begins.
 
     Raises:
         ValueError: On sizes below 1, ``q`` above 1, both seeds, or several processes without a shared seed.
@@ -82,6 +83,7 @@ class CyclicPoissonBatchSampler(AccountedBatchSampler):
                 f" {self.sampling_probability:.3g}. Lower cycle_length ({cycle_length}) or batch_size ({batch_size})."
             )
         self._seed = next((s for s in (shared_seed, unsafe_seed) if s is not None), secrets.randbits(128))
+        self._begun = False
         self._assign()
 
     def _assign(self) -> None:
@@ -112,8 +114,10 @@ class CyclicPoissonBatchSampler(AccountedBatchSampler):
         used = len(self) if batches_per_epoch is None else batches_per_epoch
         if used != len(self) and steps * accumulation > used:
             raise ValueError(
-                f"Passes of {used} of {len(self)} batches would skip draws, so that examples come again too early."
-                " Train on whole epochs (no limit_train_batches, no overfit_batches), or on a subset of the data set."
+                f"Passes of {used} of {len(self)} batches, with {accumulation} batches per step, would skip draws or"
+                " cut one short, so that examples come again too early or push others out. Train on whole epochs (no"
+                " limit_train_batches, no overfit_batches) or on a subset of the data set, and let fast_dev_run be a"
+                " multiple of the accumulation."
             )
         return Participation(steps, -(-steps // self.cycle_length), self.cycle_length)
 
@@ -144,7 +148,7 @@ class CyclicPoissonBatchSampler(AccountedBatchSampler):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :meth:`AccountedBatchSampler.load_state_dict`."""
         super().load_state_dict(state)
-        self._seed = int(state["seed"])
+        self._seed, self._begun = int(state["seed"]), False
         self._assign()
 
     def __len__(self) -> int:
@@ -152,7 +156,13 @@ class CyclicPoissonBatchSampler(AccountedBatchSampler):
         return self.accumulation * -(-self.num_examples // (self.global_batch_size * self.accumulation))
 
     def _batches(self, start: int) -> Iterator[list[int]]:
-        self._lost = True
+        if start == 0 and self._begun:
+            raise RuntimeError(
+                "The coins of this CyclicPoissonBatchSampler were tossed for an earlier run (or an earlier look at its"
+                " loader), and amplification does not cover a second run on the same coins. Make a new sampler, or pass"
+                " a plain DataLoader, from which each run gets its own; to resume, restore the run's state."
+            )
+        self._lost = self._begun = True
         stop = (start // len(self) + 1) * len(self)
         for batch in range(start, stop):
             if batch + 1 == stop:

@@ -69,6 +69,7 @@ class PrivateTraining(PrivateRun):
         """
         if isinstance(self.gradients, GhostGradients):
             self.gradients.backward(losses)
+            self.optimizer.examples += len(losses)
         else:
             torch.autograd.backward(losses.mean() if self._loss_reduction == "mean" else losses.sum())
 
@@ -89,6 +90,16 @@ class PrivateTraining(PrivateRun):
         self._buffers.check()
 
     def _before_release(self, optimizer: Optimizer) -> None:
+        taken = self.noise.step - 1
+        batch = self.sampler.position_after(taken, self.plan.accumulation, self.plan.batches_per_epoch)
+        due = len(self.sampler.share(batch))
+        if self.optimizer.examples not in (0, due):
+            raise RuntimeError(
+                f"Optimizer step {taken} has {self.optimizer.examples} per-sample gradients, but batch {batch}, which"
+                f" is due, has {due} examples. Take one step per batch, also for an empty one (for larger batches than"
+                " fit into memory use opacus.utils.batch_memory_manager.BatchMemoryManager), and keep one row per"
+                " example: views or tokens folded into the batch dimension would let one example count several times."
+            )
         if self.noise.step == 1:
             self._buffers.check()
 

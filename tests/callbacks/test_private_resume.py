@@ -126,6 +126,36 @@ def test_a_checkpoint_in_the_middle_of_an_accumulation_is_refused(tmp_path: Path
         toy_trainer(private(), accumulate_grad_batches=2).fit(Toy(), toy_loader(), ckpt_path=tmp_path / "early.ckpt")
 
 
+class Fail(Callback):
+    """Stops a run just before a batch, and saves what is left of it."""
+
+    def __init__(self, batch: int, path: Path) -> None:
+        self.batch, self.path = batch, path
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        trainer.save_checkpoint(self.path)
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == self.batch:
+            raise KeyError(f"batch {batch_idx}")
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+@pytest.mark.parametrize("sampling", [FixedOrder(), CyclicPoisson(3)])
+def test_a_checkpoint_of_a_failed_run_knows_of_its_accumulation(tmp_path: Path, sampling: Sampling, batch: int) -> None:
+    options: dict[str, Any] = {"accumulate_grad_batches": 2}
+    failing = Fail(batch, tmp_path / "failed.ckpt")
+    with pytest.raises(KeyError, match=f"batch {batch}"):
+        toy_trainer(private(sampling=sampling), failing, **options).fit(Toy(), toy_loader(7))
+    resumed = toy_trainer(private(sampling=sampling), **options)
+    if batch % 2:
+        with pytest.raises(ValueError, match="middle of a gradient accumulation"):
+            resumed.fit(Toy(), toy_loader(7), ckpt_path=tmp_path / "failed.ckpt")
+    else:
+        resumed.fit(Toy(), toy_loader(7), ckpt_path=tmp_path / "failed.ckpt")
+        assert resumed.global_step == 9
+
+
 def test_fitting_on_with_the_same_trainer_is_refused() -> None:
     trainer = toy_trainer(private(), max_epochs=1)
     model = Toy()

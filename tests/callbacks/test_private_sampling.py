@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lit_methods.differential_privacy import (
     BandedInverseSquareRoot,
@@ -14,8 +15,10 @@ from lit_methods.differential_privacy import (
     CyclicPoissonAccounting,
     CyclicPoissonBatchSampler,
     FixedOrder,
+    Sampling,
     strip_private_state,
 )
+from lit_methods.differential_privacy.figures import plan_figure
 from tests.callbacks.test_private_resume import save_every_step
 from tests.callbacks.toys import EXAMPLES, Toy, flat, private, toy_data, toy_loader, toy_trainer
 
@@ -150,6 +153,36 @@ def test_what_the_amplification_does_not_cover_is_refused(
 ) -> None:
     with pytest.raises(error, match=match):
         toy_trainer(private(**options), **trainer_options).fit(Toy(), toy_loader())
+
+
+def test_a_second_run_on_the_same_coins_is_refused() -> None:
+    loader = DataLoader(toy_data(), batch_sampler=CyclicPoissonBatchSampler(EXAMPLES, BATCH, CYCLE))
+    toy_trainer(private(sampling=CyclicPoisson(CYCLE))).fit(Toy(), loader)
+    model = Toy()
+    before = flat(model).clone()
+    with pytest.raises(RuntimeError, match="tossed for an earlier run"):
+        toy_trainer(private(sampling=CyclicPoisson(CYCLE))).fit(model, loader)
+    assert torch.equal(flat(model), before)
+
+
+def test_a_dry_run_with_accumulation_says_how_long_it_must_be() -> None:
+    options: dict[str, Any] = {"accumulate_grad_batches": 2}
+    with pytest.raises(ValueError, match="let fast_dev_run be a multiple of the accumulation"):
+        toy_trainer(private(sampling=CyclicPoisson(CYCLE)), fast_dev_run=1, **options).fit(Toy(), toy_loader(4))
+    toy_trainer(private(sampling=CyclicPoisson(CYCLE)), fast_dev_run=2, **options).fit(Toy(), toy_loader(4))
+
+
+@pytest.mark.parametrize(("sampling", "drawn"), [(FixedOrder(), True), (CyclicPoisson(CYCLE), False)])
+def test_the_picture_compares_with_what_the_sampling_can_account_for(sampling: Sampling, drawn: bool) -> None:
+    callback = private(sampling=sampling)
+    toy_trainer(callback, max_epochs=2).fit(Toy(), toy_loader())
+    assert callback.plan is not None
+    budget, column, errors = plan_figure(callback.plan).axes
+    assert budget.lines[0].get_ydata()[-1] == pytest.approx(8.0, rel=1e-3)
+    assert len(column.lines[0].get_ydata()) == callback.plan.accounting.strategy.bandwidth
+    labels = [line.get_label() for line in errors.lines]
+    assert {"BSR", "optimal band", "this run", "lower bound"} <= set(labels)
+    assert ("BISR" in labels) is drawn
 
 
 def test_a_cycle_of_no_steps_is_refused() -> None:

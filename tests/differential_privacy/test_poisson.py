@@ -215,6 +215,16 @@ def test_the_secret_of_the_draws_does_not_reach_a_published_checkpoint() -> None
     }
 
 
+def test_coins_are_tossed_for_one_run() -> None:
+    sampler = CyclicPoissonBatchSampler(40, 4, 3)
+    passes = [list(sampler) for _ in range(2)]
+    sampler.follow(lambda: 0)
+    with pytest.raises(RuntimeError, match="tossed for an earlier run"):
+        next(iter(sampler))
+    sampler.load_state_dict(sampler.state_dict())
+    assert list(sampler) == passes[0]
+
+
 def test_a_negative_place_is_refused() -> None:
     with pytest.raises(ValueError, match="batch must be at least 0, but is -1"):
         CyclicPoissonBatchSampler(20, 4, 2).start_at(-1)
@@ -280,6 +290,8 @@ def test_loaders_are_rebuilt_once_and_refused_alike() -> None:
     assert cyclic_poisson_loader(loader, 2).batch_sampler is loader.batch_sampler
     with pytest.raises(ValueError, match=r"CyclicPoissonBatchSampler is for rank 0 of 1 .* rank 1 of 2"):
         cyclic_poisson_loader(loader, 2, rank=1, world_size=2)
+    with pytest.raises(ValueError, match="has cycle_length=2, but 3 is asked for"):
+        cyclic_poisson_loader(loader, 3)
     with pytest.raises(ValueError, match=r"CyclicPoissonBatchSampler .*batch_sampler=FixedOrderBatchSampler"):
         fixed_order_loader(loader)
     with pytest.raises(ValueError, match=r"FixedOrderBatchSampler .*batch_sampler=CyclicPoissonBatchSampler"):

@@ -202,15 +202,68 @@ def test_a_pass_that_was_broken_off_or_skipped_is_refused() -> None:
         next(iter(private.loader))
 
 
-def test_two_batches_in_one_step_are_refused_at_the_next_pass() -> None:
-    network = model()
-    private = started(network)
+def two_batches_a_step(network: nn.Module, private: PrivateTraining) -> None:
     for index, (inputs, labels) in enumerate(private.loader):
         private.backward(cross_entropy(network(inputs), labels, reduction="none"))
         if index % 2:
             private.optimizer.step()
-    with pytest.raises(RuntimeError, match="BatchMemoryManager"):
-        next(iter(private.loader))
+            private.optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("clipping", ["per_sample", "ghost"])
+def test_two_batches_in_one_step_are_refused_before_the_release(clipping: str) -> None:
+    network = model()
+    before = flat(network).clone()
+    with pytest.raises(
+        RuntimeError, match=r"step 0 has 16 per-sample gradients, but batch 0.*has 8.*BatchMemoryManager"
+    ):
+        two_batches_a_step(network, started(network, clipping=clipping))
+    assert torch.equal(flat(network), before)
+
+
+class Folded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer(inputs.reshape(-1, 2)).reshape(len(inputs), -1, 3).mean(dim=1)
+
+
+def test_rows_that_are_parts_of_examples_are_refused_before_the_release() -> None:
+    network = Folded()
+    before = flat(network).clone()
+    with pytest.raises(RuntimeError, match=r"step 0 has 24 per-sample gradients, but batch 0.*has 8 examples"):
+        one_pass(network, started(network))
+    assert torch.equal(flat(network), before)
+
+
+@pytest.mark.parametrize("clipping", ["per_sample", "ghost"])
+def test_an_empty_batch_needs_its_step(clipping: str) -> None:
+    sampling = CyclicPoisson(3, unsafe_seed=5)
+    network, loader = model(), DataLoader(data(), batch_size=1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.2)
+    options: dict[str, Any] = {"epochs": 1, "epsilon": 8.0, "sampling": sampling, "clipping": clipping}
+    with make_private(network, optimizer, loader, **options) as private:
+        first = next(batch for batch in range(EXAMPLES) if not private.sampler.share(batch))
+        with pytest.raises(RuntimeError, match=rf"batch {first}, which is due, has 0 examples"):
+            one_pass(network, private, (batch for batch in private.loader if len(batch[0])))
+    network = model()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.2)
+    with make_private(network, optimizer, loader, **options) as private:
+        one_pass(network, private)
+        assert private.noise.step == EXAMPLES
+
+
+def test_a_batch_that_was_discarded_may_be_taken_again() -> None:
+    network = model()
+    with started(network, clipping="ghost") as private:
+        for inputs, labels in private.loader:
+            for _ in range(2):
+                private.optimizer.zero_grad()
+                private.backward(cross_entropy(network(inputs), labels, reduction="none"))
+            private.optimizer.step()
+        assert private.noise.step == 6
 
 
 def test_layers_that_turn_to_batch_statistics_are_noticed() -> None:

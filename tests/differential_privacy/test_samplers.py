@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from lit_methods.differential_privacy.loaders import fixed_order_loader
@@ -87,3 +88,23 @@ def test_a_distributed_sampler_is_replaced() -> None:
     sampler = DistributedSampler(data, num_replicas=2, rank=1)
     rebuilt = fixed_order_loader(DataLoader(data, batch_size=2, sampler=sampler), rank=1, world_size=2)
     assert [batch[0].tolist() for batch in rebuilt] == list(FixedOrderBatchSampler(8, 2, rank=1, world_size=2))
+
+
+class Augmented(Dataset[Tensor]):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.rand(())
+
+
+def test_augmentation_in_workers_follows_the_global_seed_and_does_not_move_it() -> None:
+    drawn = []
+    for seed in (1, 2, 1):
+        torch.manual_seed(seed)
+        loader = fixed_order_loader(DataLoader(Augmented(), batch_size=4, num_workers=1))
+        before = torch.get_rng_state()
+        drawn.append(next(iter(loader)))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], drawn[1])
