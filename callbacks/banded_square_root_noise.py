@@ -151,6 +151,7 @@ class BandedSquareRootNoise(Callback):
             delta=self.delta,
             epsilon=self.epsilon,
             noise_multiplier=self.noise_multiplier,
+            known_seed=self.unsafe_seed is not None,
         )
         accumulation = float(trainer.accumulate_grad_batches)
         run = self._run = PrivateRun(

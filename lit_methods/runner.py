@@ -10,9 +10,10 @@ import lit_methods.classifier
 import lit_methods.datamodules  # noqa: F401  the three imports make short class names known to jsonargparse
 from lit_methods.report import closing_report
 
+_SAVE_DIR = "runs"
 _CSV_LOGGER = {
     "class_path": "lightning.pytorch.loggers.CSVLogger",
-    "init_args": {"save_dir": "runs", "name": ""},
+    "init_args": {"save_dir": _SAVE_DIR, "name": ""},
 }
 
 
@@ -22,6 +23,14 @@ class Runner(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses the given arguments without Lightning's warning that `sys.argv` has some too."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]  # `run` passes a list
+
+    def before_instantiate_classes(self) -> None:
+        """Puts the log where `--trainer.default_root_dir` points, unless a logger says otherwise."""
+        trainer = self.config[self.subcommand].trainer
+        logger = trainer.logger
+        ours = getattr(logger, "class_path", None) == _CSV_LOGGER["class_path"]
+        if trainer.default_root_dir is not None and ours and logger.init_args.save_dir == _SAVE_DIR:
+            logger.init_args.save_dir = str(trainer.default_root_dir)
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the configuration alone: Lightning would let the checkpoint overwrite YAML and flags."""

@@ -19,6 +19,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 import lit_methods
 from lit_methods.backbones import MLP
+from lit_methods.differential_privacy import CyclicPoisson
 
 EXAMPLES, BATCH, FEATURES, CLASSES = 48, 8, 4, 3
 
@@ -82,6 +83,7 @@ class Entry:
         reload: Arguments that `load_from_checkpoint` needs beside the file.
         bad: Bad inputs with their outcome.
         skips: What theory or Lightning rules out, each with the reason: a subset of `PROMISES`.
+        variant: What tells this entry from others of the same name.
     """
 
     name: str
@@ -90,6 +92,12 @@ class Entry:
     reload: Callable[[], dict[str, Any]] = dict
     bad: tuple[Bad, ...] = ()
     skips: dict[str, str] = field(default_factory=dict)
+    variant: str = ""
+
+    @property
+    def id(self) -> str:
+        """What tests call it."""
+        return f"{self.name}-{self.variant}" if self.variant else self.name
 
     def __post_init__(self) -> None:
         if unknown := set(self.skips) - PROMISES:
@@ -123,6 +131,12 @@ def _banded_square_root_noise(folder: Path, processes: int = 1) -> Parts:
     data = ToyData(*toy_tensors(), batch_size=BATCH // processes, shuffle=True)  # it fixes the order itself
     trainer = {"use_distributed_sampler": False} if processes > 1 else {}
     return Parts(lit_methods.Classifier(toy_network(), CLASSES), [callback], data, trainer)
+
+
+def _cyclic_poisson_noise(folder: Path, processes: int = 1) -> Parts:
+    sampling = CyclicPoisson(3, unsafe_seed=6)
+    callback = lit_methods.BandedSquareRootNoise(epsilon=8.0, sampling=sampling, ledger=True, unsafe_seed=5)
+    return _banded_square_root_noise(folder, processes)._replace(callbacks=[callback])
 
 
 def _narrow() -> ToyData:
@@ -182,6 +196,12 @@ ENTRIES = (
             Bad("every other input NaN", _nan(*range(0, EXAMPLES, 2)), finite=True),
         ),
     ),
+    Entry(
+        "BandedSquareRootNoise",
+        _cyclic_poisson_noise,
+        reload=lambda: {"network": toy_network()},
+        variant="cyclic Poisson",
+    ),
 )
 
 
@@ -212,4 +232,4 @@ DATAMODULES: dict[str, Callable[[Path], LightningDataModule]] = {
 
 def entry(name: str) -> Entry:
     """The entry of a public name."""
-    return next(entry for entry in ENTRIES if entry.name == name)
+    return next(entry for entry in ENTRIES if entry.id == name)

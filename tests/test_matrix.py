@@ -24,7 +24,7 @@ def _public(*bases: type) -> set[str]:
 
 def test_each_public_module_and_callback_has_an_entry() -> None:
     assert {entry.name for entry in ENTRIES} == _public(LightningModule, Callback)
-    assert len({entry.name for entry in ENTRIES}) == len(ENTRIES)
+    assert len({entry.id for entry in ENTRIES}) == len(ENTRIES)
 
 
 def test_each_public_datamodule_is_in_the_matrix() -> None:
@@ -36,7 +36,7 @@ def test_each_bundled_config_belongs_to_an_entry() -> None:
     assert {config for config in bundled_configs() if not config.startswith(OVERLAYS)} <= shown
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.id)
 def test_entry_shows_what_it_is_named_for(entry: Entry, tmp_path: Path) -> None:
     parts = entry.make(tmp_path, 1)
     assert entry.name in {type(part).__name__ for part in (parts.module, *parts.callbacks)}

@@ -102,7 +102,7 @@ class CyclicPoissonAccounting(Accounting):
         if not self.strategy.banded:
             raise ValueError(
                 f"Sampling does not amplify {self.strategy.name}, whose C is not banded: its columns overlap however"
-                " far apart they are. Use BandedSquareRoot or Identity, or FixedOrderBatchSampler."
+                " far apart they are. Use BandedSquareRoot, Identity, BestClosedForm(banded_only=True), or FixedOrder."
             )
         if self.strategy.bandwidth > self.cycle_length:
             raise ValueError(

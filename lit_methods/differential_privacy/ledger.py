@@ -13,6 +13,7 @@ class ParticipationLedger:
 
     Give it batches by :meth:`record`, or set it as ``sampler.ledger``. There it sees this process's share of the
     batches as they are drawn, and counts steps itself; batches that workers draw past the last step are passed over.
+    It knows nothing of what came before a resume, nor of other processes' shares.
 
     Args:
         participation: What is promised; may be replaced once the number of steps is known.

@@ -28,6 +28,7 @@ class PrivacyPlan:
         batches_per_epoch: Physical batches of an epoch that are trained on.
         num_examples: Size of the training set.
         parameters: Name and shape of each trained parameter, in the order of the noise.
+        known_seed: Whether the noise or the coins come from a seed that somebody knows, which voids every claim.
     """
 
     accounting: Accounting
@@ -37,6 +38,7 @@ class PrivacyPlan:
     batches_per_epoch: int
     num_examples: int
     parameters: tuple[tuple[str, tuple[int, ...]], ...]
+    known_seed: bool = False
 
     @classmethod
     def make(
@@ -53,6 +55,7 @@ class PrivacyPlan:
         delta: float,
         epsilon: float | None = None,
         noise_multiplier: float | None = None,
+        known_seed: bool = False,
     ) -> PrivacyPlan:
         """Works a run out.
 
@@ -68,6 +71,7 @@ class PrivacyPlan:
             delta: The ``delta`` of the guarantee.
             epsilon: Budget to calibrate the noise to, or:
             noise_multiplier: The noise over the sensitivity.
+            known_seed: Whether the noise comes from a known seed.
 
         Returns:
             The plan.
@@ -95,6 +99,7 @@ class PrivacyPlan:
             batches_per_epoch=batches_per_epoch,
             num_examples=sampler.num_examples,
             parameters=tuple((names[id(p)], tuple(p.shape)) for p in parameters),
+            known_seed=known_seed or sampler.seed_is_known,
         )
 
     @property
@@ -149,7 +154,8 @@ class PrivacyPlan:
     def guarantee(self, steps: int) -> str:
         """The claim after ``steps`` optimizer steps, with everything that it rests on."""
         accounting = self.accounting
-        return (
+        void = "VOID, because unsafe_seed was given; with a secret seed it would be: " if self.known_seed else ""
+        return void + (
             f"({self.epsilon_after(steps):.4g}, {accounting.delta:g})-differential privacy for the model after each of"
             f" the {steps} of {accounting.strategy.participation.steps} steps together, {accounting.neighbours}"
             f" ({accounting.adjacency} adjacency; {self.num_examples} examples {accounting.order}, gradients clipped"

@@ -82,6 +82,7 @@ class CyclicPoissonBatchSampler(AccountedBatchSampler):
                 f" {self.global_batch_size * accumulation}: the sampling probability would be"
                 f" {self.sampling_probability:.3g}. Lower cycle_length ({cycle_length}) or batch_size ({batch_size})."
             )
+        self.seed_is_known = unsafe_seed is not None
         self._seed = next((s for s in (shared_seed, unsafe_seed) if s is not None), secrets.randbits(128))
         self._begun = False
         self._assign()

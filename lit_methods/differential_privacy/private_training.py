@@ -196,6 +196,7 @@ def make_private(
         delta=delta,
         epsilon=epsilon,
         noise_multiplier=noise_multiplier,
+        known_seed=unsafe_seed is not None,
     )
     return PrivateTraining(
         module,

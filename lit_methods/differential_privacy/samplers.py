@@ -24,10 +24,13 @@ class AccountedBatchSampler(BatchSampler, ABC):
         world_size: Number of processes that share each batch.
         ledger: For debugging: sees each batch as it is drawn, and raises where the schedule is broken.
         before_pass: Called with the batch that a pass is about to begin with.
+        seed_is_known: Whether privacy rests on a seed that somebody knows.
 
     Raises:
         ValueError: On sizes below 1, or a rank outside ``[0, world_size)``.
     """
+
+    seed_is_known = False
 
     def __init__(self, num_examples: int, batch_size: int, rank: int, world_size: int) -> None:
         for name, value in (("num_examples", num_examples), ("batch_size", batch_size), ("world_size", world_size)):

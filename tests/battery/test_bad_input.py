@@ -12,7 +12,7 @@ from tests.matrix import ENTRIES, Bad, Entry
 
 
 def _case(entry: Entry, bad: Bad) -> object:
-    return pytest.param(entry, bad, id=f"{entry.name}-{bad.what}")
+    return pytest.param(entry, bad, id=f"{entry.id}-{bad.what}")
 
 
 @pytest.mark.parametrize(("entry", "bad"), [_case(entry, bad) for entry in ENTRIES for bad in entry.bad])

@@ -27,9 +27,9 @@ def predictions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any
         parts = entry.make(folder, 1)
         trainer = toy_trainer(parts, folder, max_epochs=1)
         trainer.fit(parts.module, datamodule=parts.data)
-        trainer.save_checkpoint(folder / f"{entry.name}.ckpt")
-        here[entry.name] = plain(trainer.predict(parts.module, datamodule=parts.data))
-        assert here[entry.name] != plain(trainer.predict(entry.make(folder, 1).module, datamodule=parts.data))
+        trainer.save_checkpoint(folder / f"{entry.id}.ckpt")
+        here[entry.id] = plain(trainer.predict(parts.module, datamodule=parts.data))
+        assert here[entry.id] != plain(trainer.predict(entry.make(folder, 1).module, datamodule=parts.data))
     command = [sys.executable, "-m", "tests.battery.fresh", str(folder), *here]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
@@ -37,13 +37,13 @@ def predictions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any
     return {name: (here[name], there[name]) for name in here}
 
 
-@pytest.mark.parametrize("entry", PREDICTING, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", PREDICTING, ids=lambda entry: entry.id)
 def test_checkpoint_predicts_the_same_in_a_fresh_process(entry: Entry, predictions: dict[str, tuple[Any, Any]]) -> None:
-    here, there = predictions[entry.name]
+    here, there = predictions[entry.id]
     assert there == here
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.id)
 def test_checkpoint_holds_tensors_and_plain_containers(entry: Entry, tmp_path: Path) -> None:
     parts = entry.make(tmp_path, 1)
     trainer = toy_trainer(parts, tmp_path, max_epochs=1)
@@ -59,7 +59,7 @@ def _through_pickle(thing: Any) -> Any:
 
 
 @pytest.mark.parametrize("way", [copy.deepcopy, _through_pickle], ids=["deepcopy", "pickle"])
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.id)
 def test_copies_train_like_the_original(entry: Entry, way: Any, tmp_path: Path) -> None:
     results = []
     for of_copies in (False, True):
@@ -71,7 +71,7 @@ def test_copies_train_like_the_original(entry: Entry, way: Any, tmp_path: Path) 
     assert results[1] == results[0]
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.id)
 def test_deepcopy_after_fit_is_independent(entry: Entry, tmp_path: Path) -> None:
     parts = entry.make(tmp_path, 1)
     toy_trainer(parts, tmp_path, max_epochs=1).fit(parts.module, datamodule=parts.data)

@@ -13,7 +13,7 @@ from tests.battery.trainers import STEPS_PER_EPOCH, BackwardLosses, toy_trainer
 from tests.matrix import ENTRIES, Entry
 
 SUBCOMMANDS = {"fit": None, "validate": "validates", "test": "tests", "predict": "predicts"}
-per_entry = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+per_entry = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.id)
 
 
 def _skip(entry: Entry, promise: str | None) -> None:

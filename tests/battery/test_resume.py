@@ -27,7 +27,7 @@ def _checkpoints(folder: Path, at: int) -> ModelCheckpoint:
 
 
 @pytest.mark.parametrize("at", AT.values(), ids=AT.keys())
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.id)
 def test_resumed_run_equals_the_uninterrupted_one(entry: Entry, at: int, tmp_path: Path) -> None:
     if at == MID_EPOCH and "resumes_mid_epoch" in entry.skips:
         pytest.skip(entry.skips["resumes_mid_epoch"])

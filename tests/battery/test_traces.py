@@ -19,7 +19,7 @@ HOOKS = (
     "on_train_batch_end",
     "on_validation_start",
 )
-per_entry = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+per_entry = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.id)
 
 
 class ParametersAtStart(Callback):

@@ -22,12 +22,12 @@ def _weights(rank: int, world_size: int, name: str, folder: Path) -> tuple[int, 
     return trainer.global_step, {key: value.detach().clone() for key, value in parts.module.state_dict().items()}
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.id)
 def test_two_processes_equal_one(entry: Entry, gloo: GlooPool, tmp_path: Path) -> None:
     if "ddp_equal" in entry.skips:
         pytest.skip(entry.skips["ddp_equal"])
-    alone: Any = _weights(0, 1, entry.name, tmp_path)
-    first, second = gloo.run(_weights, entry.name, tmp_path)
+    alone: Any = _weights(0, 1, entry.id, tmp_path)
+    first, second = gloo.run(_weights, entry.id, tmp_path)
     assert WORLD_SIZE == 2
     assert first[0] == second[0] == alone[0] == 2 * STEPS_PER_EPOCH
     torch.testing.assert_close(first[1], second[1], rtol=0, atol=0)

@@ -100,6 +100,22 @@ def test_the_same_noise_costs_less_under_sampling_and_the_claim_says_why() -> No
     assert 0 < spent["CyclicPoisson"] < 0.7 * spent["FixedOrder"]
 
 
+@pytest.mark.parametrize(
+    ("options", "void"),
+    [
+        ({"unsafe_seed": None}, False),
+        ({"unsafe_seed": None, "sampling": CyclicPoisson(CYCLE)}, False),
+        ({"unsafe_seed": 3}, True),
+        ({"unsafe_seed": None, "sampling": CyclicPoisson(CYCLE, unsafe_seed=3)}, True),
+    ],
+)
+def test_a_known_seed_voids_the_claim(options: dict[str, Any], void: bool) -> None:
+    callback = private(**options)
+    toy_trainer(callback, max_epochs=1).fit(Toy(), toy_loader())
+    assert callback.plan is not None
+    assert callback.plan.guarantee(1).startswith("VOID, because unsafe_seed was given") == void
+
+
 def test_epsilon_ends_at_the_budget(tmp_path: Path) -> None:
     callback = private(sampling=CyclicPoisson(CYCLE))
     trainer = toy_trainer(callback)

@@ -87,3 +87,9 @@ def test_tensorboard_overlay_logs_beside_the_csv(tiny: str) -> None:
     run(find_configs(["fit", "-c", tiny, "-c", "logger/tensorboard.yaml"]))
     assert Path("runs/version_0/metrics.csv").is_file()
     assert list(Path("runs/tensorboard/version_0").glob("events.*"))
+
+
+def test_default_root_dir_is_where_the_log_goes(tiny: str, tmp_path: Path) -> None:
+    run(["fit", "-c", tiny, "--trainer.default_root_dir", str(tmp_path / "elsewhere")])
+    assert (tmp_path / "elsewhere" / "version_0" / "metrics.csv").is_file()
+    assert not Path("runs").exists()
