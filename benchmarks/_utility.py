@@ -39,6 +39,7 @@ class Task:
         network: Makes the network.
         epochs: Length of each run.
         rates: Learning rates to choose from by validation accuracy.
+        plain_rates: The same for training without privacy; empty for the same ones.
         max_grad_norm: Clip norm.
         rate_seeds: Seeds by which the rate is chosen.
         momentum: Of SGD.
@@ -51,6 +52,7 @@ class Task:
     epochs: int
     rates: tuple[float, ...]
     max_grad_norm: float
+    plain_rates: tuple[float, ...] = ()
     rate_seeds: int = 2
     momentum: float = 0.9
     examples: int | None = None
@@ -180,13 +182,13 @@ def compare(
     task: Task, epsilons: tuple[float, ...], seeds: int, mechanisms: Mapping[str, Mechanism] = MECHANISMS
 ) -> list[dict[str, Any]]:
     """Chooses each mechanism's learning rate on the validation set, then tests it with fresh seeds."""
-    choices = task.rates if len(task.rates) > 1 else ()
     pairs = [
         (None, NO_PRIVACY),
         *((epsilon, name) for epsilon in epsilons for name in mechanisms if name != NO_PRIVACY),
     ]
     rows = []
-    with tqdm(total=len(pairs) * (task.rate_seeds * len(choices) + seeds), desc=task.name) as bar:
+    tries = task.rate_seeds * len(task.rates) if len(task.rates) > 1 else 0
+    with tqdm(total=len(pairs) * (tries + seeds), desc=task.name) as bar:
 
         def run(mechanism: Mechanism, epsilon: float, rate: float, seed: int, part: str) -> float:
             result = accuracy(task, mechanism, epsilon, rate, seed, part)
@@ -195,11 +197,13 @@ def compare(
 
         for epsilon, name in pairs:
             mechanism, budget = mechanisms[name], epsilon or math.inf
+            rates = task.rates if epsilon else task.plain_rates or task.rates
+            choices = rates if len(rates) > 1 else ()
             scores = {
                 rate: sum(run(mechanism, budget, rate, 100 + seed, "val") for seed in range(task.rate_seeds))
                 for rate in choices
             }
-            rate = max(scores, key=scores.__getitem__, default=task.rates[0])
+            rate = max(scores, key=scores.__getitem__, default=rates[0])
             tested = [run(mechanism, budget, rate, seed, "test") for seed in range(seeds)]
             cyclic = mechanism is cyclic_poisson and epsilon is not None
             rows.append(
