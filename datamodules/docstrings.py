@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # a triple-quoted string that opens a file or follows the colon of a header; ast takes fifteen times as long
-DOCSTRING = re.compile(r'(?:\A(?:\s*#[^\n]*\n)*|:[ \t]*\n)\s*r?"""(.*?)"""', re.DOTALL)
+DOCSTRING = re.compile(r'(?:\A(?:\s*#[^\n]*\n)*|:[ \t]*(?:#[^\n]*)?\n)\s*r?"""(.*?)"""', re.DOTALL)
 _FOREIGN = {"test", "tests", "testing", "externals", "_vendor", "third_party"}
 _PROSE = re.compile(r"[A-Z](?:[\w ,;()'/-]|(?<! ):)*\.")
 _SENTENCE_END = re.compile(r"(?<=\.)\s+(?=[A-Z])")

@@ -145,9 +145,9 @@ def test_sizes_balance_and_noise_are_stated_in_the_log(caplog: pytest.LogCapture
     assert data.corrupted is not None
     assert data.train_set is not None
     stated = "\n".join(caplog.messages)
-    assert f"train 49 examples, by class {data.train_set.labels.bincount().tolist()}" in stated
-    assert f"of which {int(data.corrupted.sum())} have a wrong label" in stated
-    assert "val 6 examples, by class [2, 2, 2]" in stated
+    assert f"train 49 examples, labels {data.train_set.labels.bincount().tolist()}" in stated
+    assert f", {int(data.corrupted.sum())} of them wrong; " in stated
+    assert "val 6 examples, labels [2, 2, 2]" in stated
 
 
 def test_validation_is_drawn_from_what_is_held_out() -> None:
@@ -191,6 +191,7 @@ def test_images_and_texts_yield_the_position_in_training_only() -> None:
         ({"minority_rate": 0.1, "train_per_class": [4, 4]}, r"as one number instead of \[4, 4\]"),
         ({"minority_rate": 1.0, "train_per_class": 9}, r"minority_rate=1.0 must lie in \(0, 1\)"),
         ({"minority_rate": 0.1, "train_per_class": 9}, "leaves no example of the minority"),
+        ({"minority_class": 1}, "minority_class=1 does nothing alone; pass minority_rate="),
         ({"label_noise": 1.1}, r"label_noise=1.1 must lie in \[0, 1\]"),
         ({"seed": -1}, "seed=-1 must be at least 0"),
     ],
@@ -216,3 +217,9 @@ def test_arguments_without_meaning_are_named(arguments: dict[str, Any], message:
 def test_what_the_data_cannot_give_is_explained(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _ready(**arguments)
+
+
+def test_validation_examples_that_nobody_holds_out_are_refused() -> None:
+    data = DigitsDataModule(val_fraction=0.0, degradation=Degradation(val_per_class=2))
+    with pytest.raises(ValueError, match=r"val_per_class=2 has nothing to choose from, .* val_fraction=0.0 holds none"):
+        data.setup("fit")

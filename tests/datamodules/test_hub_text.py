@@ -13,7 +13,7 @@ NAMES = ["bad", "good"]
 
 
 def _rows(count: int, word: str = "word", **columns: list[Any]) -> datasets.Dataset:
-    features = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=NAMES)}
+    features = {"text": datasets.Value("large_string"), "label": datasets.ClassLabel(names=NAMES)}
     rows = {"text": [f"{word} number {i}" for i in range(count)], "label": [i % 2 for i in range(count)]}
     made = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
     for name, values in columns.items():

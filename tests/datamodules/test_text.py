@@ -252,7 +252,8 @@ class Thing:
         )
         return f"{a}"
 
-    async def other(self): # comment
+    async def other(self):  # a comment
+        """Docstring after a comment."""
         return """Nor this."""
 '''
 
