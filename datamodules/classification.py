@@ -157,8 +157,8 @@ class ClassificationDataModule(LightningDataModule, ABC, Generic[Examples, Part]
         self.val_set = None if held_out is None else self.make_part(*held_out, "validation")
         if self.degradation is not None:
             wrong = f", {int(self.corrupted.sum())} of them wrong" if self.degradation.label_noise else ""
-            val = "none" if held_out is None else _balance(held_out[1])
-            rank_zero_info(f"{type(self).__name__}: train {_balance(labels)}{wrong}; val {val}.")
+            validation = "none" if held_out is None else _balance(held_out[1])
+            rank_zero_info(f"{type(self).__name__}: train {_balance(labels)}{wrong}; val {validation}.")
 
     def _require(self, split: Split) -> tuple[Examples, Tensor]:
         found = self.read(split)
