@@ -1,0 +1,17 @@
+"""Softmax output approximation: attention that trains in a fraction of the memory (Lee & Lee, NeurIPS 2023)."""
+
+from lit_methods.softmax_approximation.attention import softmax_attention, softmax_value_product
+from lit_methods.softmax_approximation.codec import Codec
+from lit_methods.softmax_approximation.exact import BFloat16, Merged, Recompute
+from lit_methods.softmax_approximation.registry import CODECS, as_codec
+
+__all__ = [
+    "CODECS",
+    "BFloat16",
+    "Codec",
+    "Merged",
+    "Recompute",
+    "as_codec",
+    "softmax_attention",
+    "softmax_value_product",
+]
