@@ -6,15 +6,28 @@ from collections.abc import Callable
 
 from lit_methods.softmax_approximation.codec import Codec
 from lit_methods.softmax_approximation.exact import BFloat16, Merged, Recompute
+from lit_methods.softmax_approximation.logarithmic import Logarithmic, StochasticLogarithmic
+from lit_methods.softmax_approximation.paper import RankedTail
+from lit_methods.softmax_approximation.top_k import TopK
 
-CODECS: dict[str, Callable[[], Codec]] = {"merged": Merged, "recompute": Recompute, "bf16": BFloat16}
+CODECS: dict[str, Callable[[], Codec]] = {
+    "recompute": Recompute,
+    "merged": Merged,
+    "bf16": BFloat16,
+    "log8": lambda: Logarithmic(8),
+    "log4": lambda: Logarithmic(4),
+    "log2": lambda: StochasticLogarithmic(2),
+    "paper": RankedTail,
+    "topk": TopK,
+    "topk-log4": lambda: TopK(tail=Logarithmic(4)),
+}
 
 
 def as_codec(codec: str | Codec) -> Codec:
-    """Gives the codec of a name, or the codec itself.
+    """Gives a codec of that name, with its default settings, or the codec itself.
 
     Args:
-        codec: A name of ``CODECS`` (with the codec's default settings) or a codec.
+        codec: A name of ``CODECS`` or a codec.
 
     Returns:
         The codec.
@@ -26,9 +39,9 @@ def as_codec(codec: str | Codec) -> Codec:
     if isinstance(codec, Codec):
         return codec
     if not isinstance(codec, str):
-        raise TypeError(f"codec must be a Codec or a name out of {sorted(CODECS)}, but is {codec!r}.")
+        raise TypeError(f"codec must be a Codec or one of {', '.join(CODECS)}, but is {codec!r}.")
     if codec not in CODECS:
         raise ValueError(
-            f"codec {codec!r} is unknown: take one of {sorted(CODECS)}, or pass a Codec with settings of your own."
+            f"codec {codec!r} is unknown: take one of {', '.join(CODECS)}, or pass a Codec with settings of your own."
         )
     return CODECS[codec]()
