@@ -6,6 +6,7 @@ from lit_methods.softmax_approximation.exact import BFloat16, Merged, Recompute
 from lit_methods.softmax_approximation.logarithmic import Logarithmic, StochasticLogarithmic
 from lit_methods.softmax_approximation.paper import RankedTail
 from lit_methods.softmax_approximation.registry import CODECS, as_codec
+from lit_methods.softmax_approximation.selection import Selection, choose_codec
 from lit_methods.softmax_approximation.top_k import TopK
 
 __all__ = [
@@ -16,9 +17,11 @@ __all__ = [
     "Merged",
     "RankedTail",
     "Recompute",
+    "Selection",
     "StochasticLogarithmic",
     "TopK",
     "as_codec",
+    "choose_codec",
     "softmax_attention",
     "softmax_value_product",
 ]

@@ -67,7 +67,7 @@ class Chunk:
 
     def of_queries(self, tensor: Tensor) -> Tensor:
         """The piece's view of ``(B, H, T_q, d)`` or ``(B, H, T_q, T_k)``: ``(b, h, G, t, ...)``."""
-        heads = tensor.unflatten(1, (self.geometry.key_heads, self.geometry.groups))
+        heads = tensor.view(len(tensor), self.geometry.key_heads, self.geometry.groups, *tensor.shape[2:])
         return heads[self.batch, self.heads, :, self.queries]
 
     def of_broadcast(self, tensor: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class Chunk:
         batch, heads, queries, _ = tensor.shape
         split = (self.geometry.key_heads, self.geometry.groups) if heads > 1 else (1, 1)
         everything = slice(None)
-        return tensor.unflatten(1, split)[
+        return tensor.view(batch, *split, *tensor.shape[2:])[
             self.batch if batch > 1 else everything,
             self.heads if heads > 1 else everything,
             :,

@@ -55,7 +55,7 @@ def log_weights(codes: Tensor, span: Tensor, bits: int, dtype: torch.dtype) -> T
         Weights ``(..., N)``, rows summing to 1.
     """
     top = 2**bits - 1
-    root = F.threshold_(codes.to(dtype), 0.5, -math.inf).sub_(top + 0.5 * (top - 1))
+    root = F.threshold(codes.to(dtype), 0.5, -math.inf).sub_(top + 0.5 * (top - 1))
     scores = root.square_().mul_(span.to(dtype) * (-0.5 / (top - 1) ** 2))
     return torch.softmax(scores, -1)
 

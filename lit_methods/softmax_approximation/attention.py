@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,8 +15,11 @@ from lit_methods.softmax_approximation.forward import Inputs, Settings, attend
 from lit_methods.softmax_approximation.node import Attention, drawn_dropout
 from lit_methods.softmax_approximation.registry import as_codec
 
+# Compiled, the node would be traced open, and the compiler might keep the dense weights for backward.
+_with_grad: Callable[..., tuple[Tensor, Tensor | None]]
+_with_grad = torch.compiler.disable(Attention.apply)  # type: ignore[no-untyped-call]
 
-@torch.compiler.disable
+
 def softmax_attention(
     query: Tensor,
     key: Tensor,
@@ -67,8 +72,8 @@ def softmax_attention(
         - Output and weights are those of eager softmax attention; with the same random state dropout's mask is that
           of eager, and the default generator moves as in eager. Backward leaves it alone.
         - Masked keys have weight 0 and gradient 0.
-        - X
-          the codec's weights in place of the true ones, and nothing else is approximate.
+        - Gradients are those of eager if the codec is exact. If it is not, they see the codec's weights in place of the
+          true ones, and nothing else is approximate.
         - Between the passes only inputs, output, the codec's tensors and dropout's bits are alive.
 
     Raises:
@@ -99,13 +104,12 @@ def softmax_attention(
         zero_fully_masked=zero_fully_masked,
     )
     if _needs_grad(query, key, value, bias):
-        return Attention.apply(query, key, value, bias, settings)  # type: ignore[no-any-return]
+        return _with_grad(query, key, value, bias, settings)
     if dropout_p > 0 or need_weights:
         return _without_grad(settings, Inputs(query, key, value, bias))
     return _fused(settings, query, key, value, bias), None
 
 
-@torch.compiler.disable
 def softmax_value_product(
     scores: Tensor,
     value: Tensor,
@@ -157,7 +161,7 @@ def softmax_value_product(
         chunk_elements=_chunk_elements(chunk_elements, scores.device),
     )
     if _needs_grad(scores, value):
-        return Attention.apply(None, None, value, scores, settings)  # type: ignore[no-any-return]
+        return _with_grad(None, None, value, scores, settings)
     return _without_grad(settings, Inputs(None, None, value, scores))
 
 

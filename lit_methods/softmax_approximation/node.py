@@ -19,6 +19,10 @@ def drawn_dropout(settings: Settings, value: Tensor) -> Dropout:
     return Dropout.of(settings.dropout_p, value.dtype, kept)
 
 
+def _sum_like(tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor, dtype=_sum_dtype(tensor.dtype))
+
+
 def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
@@ -72,12 +76,12 @@ class Attention(torch.autograd.Function):
         if state is not None:
             kept = draw_kept_again(settings.geometry.shape, settings.dropout_p, value, state)
         dropout = Dropout.of(settings.dropout_p, value.dtype, kept)
+        needs_query, needs_key, needs_value, needs_bias, _ = ctx.needs_input_grad
         grads = Gradients(
-            *(
-                torch.zeros_like(tensor, dtype=_sum_dtype(tensor.dtype)) if needed else None
-                for tensor, needed in zip((query, key, value), ctx.needs_input_grad, strict=False)
-            ),
-            value.new_zeros(ctx.bias_shape, dtype=_sum_dtype(ctx.dtypes[3])) if ctx.needs_input_grad[3] else None,
+            _sum_like(query) if needs_query else None,
+            _sum_like(key) if needs_key else None,
+            _sum_like(value) if needs_value else None,
+            value.new_zeros(ctx.bias_shape, dtype=_sum_dtype(ctx.dtypes[3])) if needs_bias else None,
         )
         inputs = Inputs(query, key, value, bias)
         with torch.autocast(value.device.type, enabled=False):

@@ -74,7 +74,7 @@ class RankedTail(Codec):
     def decode(self, stored: tuple[Tensor, ...], *, size: torch.Size, dtype: torch.dtype) -> Tensor:
         """See :meth:`Codec.decode`."""
         block, ranks = stored
-        high, low, slope, valid = block.split([self.kept, self.kept, 1, 1], -1)
+        high, low, slope, valid = torch.split(block, [self.kept, self.kept, 1, 1], -1)
         ordered = rebuild_sorted(high, low, slope, valid, size[-1], tail=self.tail)
         return ordered.gather(-1, ranks.long()).view(size).to(dtype)
 
