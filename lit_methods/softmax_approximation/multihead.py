@@ -112,12 +112,13 @@ def forward(
         need_weights=need_weights,
         zero_fully_masked=not need_weights,
     )
-    output = self.out_proj(output.transpose(1, 2).flatten(2))
+    # laid out as torch lays it out, time first: dropout further on draws in the order of the memory
+    output = self.out_proj(output.transpose(1, 2).flatten(2)).transpose(0, 1).contiguous()
     if weights is not None and average_attn_weights:
         weights = weights.mean(1)
     if not batched:
-        return output.squeeze(0), None if weights is None else weights.squeeze(0)
-    return output if self.batch_first else output.transpose(0, 1), weights
+        return output.squeeze(1), None if weights is None else weights.squeeze(0)
+    return output.transpose(0, 1) if self.batch_first else output, weights
 
 
 def _projected(
