@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lit_methods.callbacks import BandedSquareRootNoise
+    from lit_methods.callbacks import BandedSquareRootNoise, SoftmaxApproximation
     from lit_methods.classifier import Classifier
     from lit_methods.datamodules import DigitsDataModule, FashionMNISTDataModule, HubImageDataModule
 
@@ -20,6 +20,7 @@ __all__ = [
     "DigitsDataModule",
     "FashionMNISTDataModule",
     "HubImageDataModule",
+    "SoftmaxApproximation",
     "__version__",
 ]
 
@@ -29,6 +30,7 @@ _HOMES = {
     "DigitsDataModule": "lit_methods.datamodules",
     "FashionMNISTDataModule": "lit_methods.datamodules",
     "HubImageDataModule": "lit_methods.datamodules",
+    "SoftmaxApproximation": "lit_methods.callbacks",
 }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -125,6 +125,32 @@ def _banded_square_root_noise(folder: Path, processes: int = 1) -> Parts:
     return Parts(lit_methods.Classifier(toy_network(), CLASSES), [callback], data, trainer)
 
 
+class ToyAttention(nn.Module):
+    """Attends over the features as over tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(1, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.layer(self.embed(inputs.unsqueeze(-1))).mean(1))
+
+
+def toy_attention() -> ToyAttention:
+    """The same small attention network in each call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        return ToyAttention()
+
+
+def _softmax_approximation(folder: Path, processes: int = 1) -> Parts:
+    callback = lit_methods.SoftmaxApproximation("log4", error_every_n_steps=2, max_error=1e-4)
+    data = ToyData(*toy_tensors(), batch_size=BATCH // processes)
+    return Parts(lit_methods.Classifier(toy_attention(), CLASSES), [callback], data)
+
+
 def _narrow() -> ToyData:
     inputs, labels = toy_tensors()
     return ToyData(inputs[:, 1:], labels)
@@ -181,6 +207,17 @@ ENTRIES = (
             Bad("one NaN input", _nan(0), finite=True),
             Bad("every other input NaN", _nan(*range(0, EXAMPLES, 2)), finite=True),
         ),
+    ),
+    Entry(
+        "SoftmaxApproximation",
+        _softmax_approximation,
+        reload=lambda: {"network": toy_attention()},
+        bad=(
+            Bad("unknown label", _unknown_label, (IndexError, "Target 3 is out of bounds")),
+            Bad("empty loader", _empty, warning="across ranks is zero"),
+            Bad("NaN input", _nan(0), finite=False),
+        ),
+        skips={"resumes_mid_epoch": _NONE_OF_OURS},
     ),
 )
 
