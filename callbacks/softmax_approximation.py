@@ -49,8 +49,8 @@ class SoftmaxApproximation(Callback):
         allow_uncovered: Train also where no softmax is reached, instead of refusing.
 
     Guarantees:
-        - Loss and predictions are those of a run without the callback, up to rounding, until the first step, with
-          ``recompute`` and ``merged`` ever after.
+        - With the same weights and the same random state, loss and predictions are those without the callback, up to
+          rounding; with ``recompute`` and ``merged`` gradients are too.
         - Parameters, and so the weights in checkpoints, are under the same names.
         - A resumed run goes on with the codec that it had backed off to.
 

@@ -9,9 +9,7 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from lit_methods.softmax_approximation import hugging_face, multihead
@@ -20,7 +18,7 @@ from lit_methods.softmax_approximation.coverage import Coverage
 from lit_methods.softmax_approximation.meters import SavedBytes
 from lit_methods.softmax_approximation.saved_tensors import SavedTensors
 
-WRAPPERS = (DataParallel, DistributedDataParallel, FullyShardedDataParallel)
+WRAPPERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
 
 
 class Attachment:
@@ -136,7 +134,7 @@ def check_model(model: nn.Module) -> None:
     """Refuses models whose modules are not what runs."""
     for name, module in model.named_modules():
         where = f"module {name!r}" if name else "the model"
-        if isinstance(module, WRAPPERS):
+        if any(kind.__name__ in WRAPPERS for kind in type(module).__mro__):
             raise MisconfigurationException(
                 f"{where} is wrapped in {type(module).__name__}. Pass the plain module, and let the Trainer's strategy"
                 " wrap it."

@@ -50,12 +50,15 @@ def is_exchangeable(module: nn.Module) -> bool:
 
 @cache
 def _exchanged(kind: type[nn.Module]) -> type[nn.Module]:
-    # copies and pickles are of the own class: `__reduce_ex__` names it
-    def reduce(self: nn.Module, protocol: Any) -> Any:
-        made, (_, *rest), *state = object.__reduce_ex__(self, 2)
-        return made, (kind, *rest), *state
+    def as_own_kind(self: nn.Module, protocol: Any) -> Any:
+        return _bare, (kind,), self.__getstate__()
 
-    return type(kind.__name__, (kind,), {"forward": forward, "__reduce_ex__": reduce, "__module__": kind.__module__})
+    body = {"forward": forward, "__reduce_ex__": as_own_kind, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (kind,), body)
+
+
+def _bare(kind: type[nn.Module]) -> nn.Module:
+    return kind.__new__(kind)
 
 
 def forward(
@@ -121,9 +124,7 @@ def forward(
     return output.transpose(0, 1) if self.batch_first else output, weights
 
 
-def _projected(
-    module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, shared: bool
-) -> list[Tensor]:
+def _projected(module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, shared: bool) -> list[Tensor]:
     """Query, key and value projections ``(B, T, D)``, one product where the inputs are one tensor."""
     bias = module.in_proj_bias
     if module.in_proj_weight is None:

@@ -126,7 +126,9 @@ def make(name: str, **settings: Any) -> Any:
     model = MODELS[name](**{"attn_implementation": "eager", **off, **settings}).train()
     with torch.no_grad():
         for p in model.parameters():
-            p.mul_(5).add_(0.02 * torch.randn_like(p))  # fresh weights attend almost evenly, which would hide much
+            p.mul_(2 if name == "t5" else 5).add_(
+                0.02 * torch.randn_like(p)
+            )  # fresh weights attend almost evenly, which would hide much
     return model
 
 
