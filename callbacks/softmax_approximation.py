@@ -123,7 +123,7 @@ class SoftmaxApproximation(Callback):
             return
         every = self.error_every_n_steps
         if every is not None and trainer.global_step % every == 0 and trainer.global_step != self._measured:
-            self._approximation.errors = ErrorMeter()
+            self._approximation.errors, self._measured = ErrorMeter(), trainer.global_step
         self._attachment.begin()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -147,7 +147,6 @@ class SoftmaxApproximation(Callback):
         self._close_report(trainer, pl_module)
         errors, self._approximation.errors = self._approximation.errors, None
         if errors is not None:
-            self._measured = trainer.global_step
             self._judge(trainer, pl_module, errors)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -176,7 +175,7 @@ class SoftmaxApproximation(Callback):
             rank_zero_info(coverage.describe())
             log_table(trainer, "softmax/coverage", coverage.columns(), coverage.table())
         if not self._reported:
-            pl_module.log_dict(coverage.figures(), rank_zero_only=True)
+            _log(trainer, coverage.figures(), trainer.global_step)
             self._reported = True
 
     def _judge(self, trainer: Trainer, pl_module: LightningModule, errors: ErrorMeter) -> None:
@@ -187,7 +186,7 @@ class SoftmaxApproximation(Callback):
         }
         known = {name: torch.tensor(value, device=pl_module.device) for name, value in figures.items()}
         shared = {name: float(trainer.strategy.reduce(value, reduce_op="mean")) for name, value in known.items()}
-        pl_module.log_dict({name: value for name, value in shared.items() if value == value}, rank_zero_only=True)
+        _log(trainer, {name: value for name, value in shared.items() if value == value}, self._measured)
         if self.max_error is None or not shared["softmax/relative_error"] > self.max_error:
             return
         if self._approximation is None or (better := more_accurate(self._approximation.codec)) is None:
@@ -232,3 +231,10 @@ class SoftmaxApproximation(Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles hold no model."""
         return self.__dict__ | {"_attachment": None}
+
+
+def _log(trainer: Trainer, figures: dict[str, float], step: int) -> None:
+    """Logs figures once: ``LightningModule.log`` would repeat them until the end of the epoch."""
+    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in figures.items()})
+    for logger in trainer.loggers:
+        logger.log_metrics(figures, step=step)

@@ -90,17 +90,22 @@ class Approximation:
             self.coverage.add(row)
             return run()
         masks = [] if mask is None else [mask]
-        row.before = _kept_by(former, [*call, *masks])
+        row.before = _kept_by(former, call, masks)
         with SavedBytes() as meter:
             output, weights = run()
-        row.after = meter.nbytes([*call, output, *self.coverage.masks])
+        row.after = _beyond(meter, call, [output, *self.coverage.masks])
         self.coverage.masks += masks
         self.coverage.add(row)
         return output, weights
 
 
-def _kept_by(former: Callable[[], Any], inputs: list[Tensor]) -> int:
-    """Bytes that the model's own way would keep, but for inputs and output."""
-    with paused(), unmoved(inputs[0].device), SavedBytes() as meter:
+def _kept_by(former: Callable[[], Any], call: tuple[Tensor, ...], masks: list[Tensor]) -> int:
+    with paused(), unmoved(call[0].device), SavedBytes() as meter:
         output = former()
-    return meter.nbytes([*inputs, output[0] if isinstance(output, tuple) else output])
+    return _beyond(meter, call, [output[0] if isinstance(output, tuple) else output, *masks])
+
+
+def _beyond(meter: SavedBytes, call: tuple[Tensor, ...], exclude: list[Tensor]) -> int:
+    """Bytes kept beyond query, key and value, which every way keeps, eager attention as copies of its own."""
+    inputs = {tensor.data_ptr(): tensor.nbytes for tensor in call}
+    return max(0, meter.nbytes(exclude) - sum(inputs.values()))

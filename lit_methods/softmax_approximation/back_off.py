@@ -5,11 +5,11 @@ from __future__ import annotations
 from lit_methods.softmax_approximation.codec import Codec
 from lit_methods.softmax_approximation.registry import as_codec
 
-STEPS = {"log2": "log4", "topk-log4": "log8", "log4": "log8", "log8": "bf16", "bf16": "recompute"}
+STEPS = {"log2": "log4", "log8": "recompute", "bf16": "recompute"}
 
 
 def more_accurate(codec: Codec) -> Codec | None:
-    """The next more accurate codec: from log2 by log4, log8 and bf16 to recompute, from all others to log8.
+    """The next more accurate codec: log4 after log2, exact after log8 and bf16, log8 after all others.
 
     Args:
         codec: The one in use.

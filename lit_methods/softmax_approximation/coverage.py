@@ -116,9 +116,11 @@ class Coverage:
         checkpointed = [row.module for row in self.rows.values() if "checkpointing" in row.note]
         if checkpointed:
             sentences.append(
-                f"{_some(checkpointed)} runs inside activation checkpointing, which keeps nothing of it anyway: the codec"
-                " works in the second forward pass only, and saves memory there alone."
+                f"{_some(checkpointed)} runs inside activation checkpointing, which keeps nothing of it anyway: the"
+                " codec works in the second forward pass only, and saves memory there alone."
             )
+        if needless:
+            return sentences
         lossy = [row for row in self.rows.values() if row.covered and row.route in ("hugging face", "multihead")]
         if lossy and any(row.codec not in ("recompute", "merged") for row in lossy):
             sentences.append(
@@ -136,7 +138,7 @@ class Coverage:
         widths = [max(len(line[column]) for line in cells) for column in range(6)]
         lines = ["Kept for backward of softmax, dropout and value product, for one batch:"]
         lines += ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in cells]
-        factor = f", {self.before / self.after:.1f} times less" if self.after else ""
+        factor = f", {self.before / self.after:.1f} times less" if 0 < self.after < self.before else ""
         lines.append(f"covered: {_mib(self.before)} before, {_mib(self.after)} now{factor}")
         if self.total:
             whole = self.total + self.before - self.after

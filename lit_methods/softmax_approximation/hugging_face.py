@@ -88,12 +88,11 @@ def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _calls_interface(kind: type) -> bool:
-    forward = getattr(kind, "forward", None)
     if not getattr(kind, "__module__", "").startswith(("transformers.", "transformers_modules.")):
         return False
     try:
-        return "attention_interface(" in inspect.getsource(forward)  # type: ignore[arg-type]
-    except (OSError, TypeError):
+        return "attention_interface(" in inspect.getsource(vars(kind)["forward"])
+    except (KeyError, OSError, TypeError):
         return False
 
 
@@ -123,7 +122,7 @@ def attention_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     mask: Tensor | None = sdpa_mask(*args, **kwargs)
     if mask is None or bool(mask.any(-1).all()):
         return mask
-    return eager_mask(*args, **kwargs)  # type: ignore[no-any-return]
+    return eager_mask(*args, **kwargs)
 
 
 def attention_forward(

@@ -31,7 +31,7 @@ class MultiheadRoute:
         self.names = WeakKeyDictionary(selected)
         for module in selected:
             _ROUTES[module] = self
-            module.__class__ = _exchanged(type(module))
+            module.__class__ = _exchanged(type(module))  # type: ignore[arg-type]  # of functools' Hashable
 
     def detach(self) -> None:
         """Gives each module its own class back."""
@@ -51,7 +51,7 @@ def is_exchangeable(module: nn.Module) -> bool:
 @cache
 def _exchanged(kind: type[nn.Module]) -> type[nn.Module]:
     def as_own_kind(self: nn.Module, protocol: Any) -> Any:
-        return _bare, (kind,), self.__getstate__()
+        return _bare, (kind,), object.__getstate__(self)
 
     body = {"forward": forward, "__reduce_ex__": as_own_kind, "__module__": kind.__module__, "__doc__": kind.__doc__}
     return type(kind.__name__, (kind,), body)
@@ -99,7 +99,12 @@ def forward(
         key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
     elif not self.batch_first:
         query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
-    heads = [_split(projected, self.num_heads) for projected in _projected(self, query, key, value, shared)]
+    projected = _projected(self, query, key, value, shared)
+    heads = (
+        _split(projected[0], self.num_heads),
+        _split(projected[1], self.num_heads),
+        _split(projected[2], self.num_heads),
+    )
     causal = is_causal and key_padding_mask is None and not need_weights
     mask = _merged(key_padding_mask, None if causal else attn_mask, heads[0])
     heads, mask = _with_extra_keys(self, heads, mask)
@@ -107,7 +112,7 @@ def forward(
     output, weights = route.approximation.attend(
         route.names[self],
         route.name,
-        partial(_former, *heads, mask, dropout_p, causal, need_weights),
+        partial(_former, *heads, mask=mask, dropout_p=dropout_p, is_causal=causal, need_weights=need_weights),
         *heads,
         mask=mask,
         is_causal=causal,
@@ -139,13 +144,13 @@ def _projected(module: nn.MultiheadAttention, query: Tensor, key: Tensor, value:
 
 
 def _split(projected: Tensor, heads: int) -> Tensor:
-    return projected.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return projected.view(*projected.shape[:-1], heads, -1).transpose(1, 2)
 
 
 def _merged(padding: Tensor | None, mask: Tensor | None, query: Tensor) -> Tensor | None:
     """Both masks of torch (True: ignore, or floating) as one of ours (True: attend, or floating)."""
     if mask is not None:
-        mask = mask if mask.dim() == 2 else mask.unflatten(0, (query.shape[0], query.shape[1]))
+        mask = mask if mask.dim() == 2 else mask.view(query.shape[0], query.shape[1], *mask.shape[1:])
     if padding is not None:
         padding = padding[:, None, None, :]
     masks = [given for given in (mask, padding) if given is not None]
@@ -162,8 +167,8 @@ def _merged(padding: Tensor | None, mask: Tensor | None, query: Tensor) -> Tenso
 
 
 def _with_extra_keys(
-    module: nn.MultiheadAttention, heads: list[Tensor], mask: Tensor | None
-) -> tuple[list[Tensor], Tensor | None]:
+    module: nn.MultiheadAttention, heads: tuple[Tensor, Tensor, Tensor], mask: Tensor | None
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
     """Appends the learned key (``add_bias_kv``) and the key of zeros (``add_zero_attn``), which no mask hides."""
     query, key, value = heads
     extra = 0
@@ -176,7 +181,7 @@ def _with_extra_keys(
         extra += 1
     if mask is not None and extra:
         mask = F.pad(mask, (0, extra), value=mask.dtype == torch.bool)
-    return [query, key, value], mask
+    return (query, key, value), mask
 
 
 def _former(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 from weakref import ref
 
 import torch
@@ -100,7 +101,7 @@ class SavedTensors(saved_tensors_hooks):
                 self.approximation.coverage.add(Row(name, before=tensor.nbytes, note=reason))
             return None
         record = _Weights(tensor.detach(), self.approximation.weights_codec, name)
-        node.metadata[_KEY] = ref(record)
+        _notes(node)[_KEY] = ref(record)
         self._latest = record
         self._report(record, tensor, record)
         if self.approximation.errors is not None:
@@ -267,8 +268,13 @@ def _follow(node: Node | None, names: tuple[str, ...]) -> tuple[list[str], Node 
 
 
 def _record(node: Node) -> _Weights | None:
-    known = node.metadata.get(_KEY)
+    known = _notes(node).get(_KEY)
     return None if known is None else known()
+
+
+def _notes(node: Node) -> dict[Any, Any]:
+    """The dictionary that lives as long as the node; torch types it as a method."""
+    return cast(dict[Any, Any], node.metadata)
 
 
 def _watch(approximation: Approximation, weights: Tensor, record: _Weights, node: Node) -> None:
