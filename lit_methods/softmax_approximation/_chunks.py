@@ -61,6 +61,12 @@ class Chunk:
     heads: slice
     queries: slice
 
+    @property
+    def shape(self) -> torch.Size:
+        """``(b, h, G, t, T_k)``."""
+        batch, heads, queries = (part.stop - part.start for part in (self.batch, self.heads, self.queries))
+        return torch.Size((batch, heads, self.geometry.groups, queries, self.geometry.keys))
+
     def of_keys(self, tensor: Tensor) -> Tensor:
         """The piece's view of ``(B, H_kv, T_k, d)``: ``(b, h, T_k, d)``."""
         return tensor[self.batch, self.heads]

@@ -212,6 +212,8 @@ def _geometry(query: Tensor, key: Tensor, value: Tensor) -> Geometry:
 
 
 def _groups(query: Tensor, key: Tensor) -> int:
+    if key.shape[2] == 0:
+        raise ValueError("There are no keys: softmax over nothing has no value.")
     groups, odd = divmod(query.shape[1], key.shape[1])
     if odd:
         raise ValueError(f"{query.shape[1]} query heads cannot share {key.shape[1]} key heads evenly.")

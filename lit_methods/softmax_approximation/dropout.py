@@ -42,7 +42,9 @@ def draw_kept(size: tuple[int, ...], dropout_p: float, like: Tensor) -> Tensor:
 
 def draw_kept_again(size: tuple[int, ...], dropout_p: float, like: Tensor, state: Tensor) -> Tensor:
     """Draws the same from a saved state, and leaves the default generator as it is."""
-    if like.device.type == "cpu" and dropout_p < 1:
+    if dropout_p == 1:
+        return draw_kept(size, dropout_p, like)
+    if like.device.type == "cpu":
         generator = torch.Generator()
         generator.set_state(state)
         return torch.empty(size, dtype=torch.int32).bernoulli_(1 - dropout_p, generator=generator)

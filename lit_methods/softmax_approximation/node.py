@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_methods.softmax_approximation.backward import Gradients, backpropagate
+from lit_methods.softmax_approximation.backward import BackwardPass, Gradients
 from lit_methods.softmax_approximation.dropout import Dropout, draw_kept, draw_kept_again, random_state
 from lit_methods.softmax_approximation.forward import Inputs, Piece, Settings, attend
 
@@ -17,10 +17,6 @@ def drawn_dropout(settings: Settings, value: Tensor) -> Dropout:
     """Dropout of a call, its mask drawn from the default generator if there is one to draw."""
     kept = draw_kept(settings.geometry.shape, settings.dropout_p, value) if settings.dropout_p > 0 else None
     return Dropout.of(settings.dropout_p, value.dtype, kept)
-
-
-def _sum_like(tensor: Tensor) -> Tensor:
-    return torch.zeros_like(tensor, dtype=_sum_dtype(tensor.dtype))
 
 
 def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -77,14 +73,18 @@ class Attention(torch.autograd.Function):
             kept = draw_kept_again(settings.geometry.shape, settings.dropout_p, value, state)
         dropout = Dropout.of(settings.dropout_p, value.dtype, kept)
         needs_query, needs_key, needs_value, needs_bias, _ = ctx.needs_input_grad
-        grads = Gradients(
-            _sum_like(query) if needs_query else None,
-            _sum_like(key) if needs_key else None,
-            _sum_like(value) if needs_value else None,
-            value.new_zeros(ctx.bias_shape, dtype=_sum_dtype(ctx.dtypes[3])) if needs_bias else None,
+        empty = torch.empty_like if pieces else torch.zeros_like
+        query_sum, key_sum, value_sum = (
+            empty(tensor, dtype=_sum_dtype(tensor.dtype)) if needed else None
+            for tensor, needed in zip((query, key, value), (needs_query, needs_key, needs_value), strict=True)
         )
-        inputs = Inputs(query, key, value, bias)
+        bias_sum = value.new_zeros(ctx.bias_shape, dtype=_sum_dtype(ctx.dtypes[3])) if needs_bias else None
+        if grad_output is None:
+            grad_output = value.new_zeros(()).expand(*settings.geometry.shape[:3], value.shape[-1])
+        grads = Gradients(query_sum, key_sum, value_sum, bias_sum)
+        run = BackwardPass(settings, Inputs(query, key, value, bias), dropout, output, grad_output, grad_maps)
         with torch.autocast(value.device.type, enabled=False):
-            backpropagate(grads, settings, inputs, pieces, dropout, output, grad_output, grad_maps)
+            for chunk, piece in zip(settings.chunks(), pieces, strict=True):
+                run.add(grads, chunk, piece)
         found = (grads.query, grads.key, grads.value, grads.bias)
         return *(None if grad is None else grad.to(dtype) for grad, dtype in zip(found, ctx.dtypes, strict=True)), None

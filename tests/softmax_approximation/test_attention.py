@@ -161,11 +161,9 @@ def test_gradients_flow_through_the_weights(exact_row_constant: bool, dropout_p:
 def test_only_the_asked_gradients_are_computed() -> None:
     query, key, value = random_heads(dtype=torch.float64)
     for wanted in ([query], [key], [value]):
-        heads = [head if head in wanted else head.detach() for head in (query, key, value)] if False else None
         inputs = [head if head is wanted[0] else head.detach() for head in (query, key, value)]
         output, _ = softmax_attention(*inputs, codec="recompute")
         expected, _ = eager(*inputs)
-        assert heads is None
         torch.testing.assert_close(gradients(output, wanted), gradients(expected, wanted))
 
 
@@ -220,12 +218,13 @@ def test_fully_masked_queries_are_treated_as_by_the_host(name: str) -> None:
     torch.testing.assert_close(even[:, :, 2], heads[2].mean(2))
     assert all(grad.isfinite().all() for grad in gradients(even, list(heads)))
     zero, _ = softmax_attention(*heads, codec=name, mask=seen, zero_fully_masked=True, chunk_elements=20)
-    assert zero.equal(softmax_like.nan_to_num(0.0))
+    torch.testing.assert_close(zero, softmax_like.nan_to_num(0.0))
+    found = gradients(zero, list(heads))
+    assert all(grad.isfinite().all() for grad in found)
+    assert (found[0][:, :, 2] == 0).all()
     if as_codec(name).is_exact:
         expected = F.scaled_dot_product_attention(*heads, attn_mask=seen)
-        torch.testing.assert_close(gradients(zero, list(heads)), gradients(expected, list(heads)))
-    assert all(grad.isfinite().all() for grad in gradients(zero, list(heads)))
-    assert (gradients(zero, list(heads))[0][:, :, 2] == 0).all()
+        torch.testing.assert_close(found, gradients(expected, list(heads)))
 
 
 @pytest.mark.parametrize("zero_fully_masked", [True, False])
@@ -332,6 +331,7 @@ def test_a_second_derivative_is_refused_with_our_sentence() -> None:
         torch.autograd.grad(output.sum(), query, create_graph=True)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("name", ["recompute", "log4", "log2"])
 def test_compiled_functions_give_the_same(name: str) -> None:
     heads = random_heads()

@@ -1,74 +1,120 @@
-"""What the softmax attention of whole models keeps for backward, measured; run with -s to see the figures."""
+"""What is alive between the passes, counted by storages, and which codec a target leads to."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_methods.softmax_approximation.meters import saved_bytes
-from tests.softmax_approximation.models import VOCABULARY, approximated, make
+from lit_methods.softmax_approximation import CODECS, Codec, TopK, as_codec, choose_codec, softmax_attention
+from lit_methods.softmax_approximation.selection import eager_bytes_per_row, kept_bytes_per_row
+from tests.softmax_approximation.references import eager, random_heads
 
-LENGTH, FACTOR = 256, 6.2
-DROPOUT = {"attention_probs_dropout_prob": 0.1, "hidden_dropout_prob": 0.1}
-
-
-def _bert() -> tuple[nn.Module, Callable[[], Tensor]]:
-    model = make("bert", hidden_size=64, **DROPOUT)
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(1, VOCABULARY, (2, LENGTH), generator=generator)
-    mask = torch.ones(2, LENGTH, dtype=torch.long)
-    mask[1, -40:] = 0
-    return model, lambda: model(input_ids=ids, attention_mask=mask).logits
+HEADS, LENGTH = 4, 256
 
 
-def _encoder() -> tuple[nn.Module, Callable[[], Tensor]]:
-    torch.manual_seed(0)
-    layer = nn.TransformerEncoderLayer(64, 4, 128, dropout=0.1, batch_first=True)
-    model, x = nn.TransformerEncoder(layer, 2), torch.randn(2, LENGTH, 64)
-    padding = torch.zeros(2, LENGTH, dtype=torch.bool)
-    padding[1, -40:] = True
-    return model, lambda: model(x, src_key_padding_mask=padding)
+def saved_bytes(forward: Callable[[], Tensor], apart_from: list[Tensor]) -> int:
+    """Bytes of the storages that autograd holds after forward, the given tensors' left out."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in apart_from}
+    seen: dict[int, int] = {}
+    alive = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            seen[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = forward()
+    return sum(seen.values()) - seen.get(output.untyped_storage().data_ptr(), 0)
 
 
-def _own() -> tuple[nn.Module, Callable[[], Tensor]]:
-    torch.manual_seed(0)
-    model, x = nn.Linear(64, 192), torch.randn(2, LENGTH, 64)
+def attention_bytes(codec: str | Codec | None, dropout_p: float, *, replay: bool = False) -> int:
+    query, key, value = random_heads(batch=2, heads=HEADS, queries=LENGTH, keys=LENGTH)
 
-    def call() -> Tensor:
-        query, key, value = (t.unflatten(-1, (4, 16)).transpose(1, 2) for t in model(x).chunk(3, -1))
-        return nn.functional.dropout(torch.softmax(query @ key.mT / 4, -1), 0.1) @ value
+    def forward() -> Tensor:
+        if codec is None:
+            return eager(query, key, value, dropout_p=dropout_p)[0]
+        return softmax_attention(query, key, value, codec=codec, dropout_p=dropout_p, replay_dropout=replay)[0]
 
-    return model, call
+    return saved_bytes(forward, [query, key, value])
+
+
+@pytest.mark.parametrize("replay", [False, True])
+@pytest.mark.parametrize("codec", ["log4", "recompute"])
+def test_with_dropout_eager_keeps_at_least_six_times_more(codec: str, replay: bool) -> None:
+    assert attention_bytes(None, 0.1) / max(1, attention_bytes(codec, 0.1, replay=replay)) >= 6.2
+
+
+def test_without_dropout_log4_keeps_an_eighth() -> None:
+    assert attention_bytes(None, 0.0) / attention_bytes("log4", 0.0) > 7.7
+    assert attention_bytes("recompute", 0.0) == 0
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+@pytest.mark.parametrize("name", CODECS)
+def test_bytes_are_those_that_were_promised(name: str, dropout_p: float) -> None:
+    promised = kept_bytes_per_row(as_codec(name), LENGTH, dropout=dropout_p > 0)
+    assert attention_bytes(name, dropout_p) == 2 * HEADS * LENGTH * promised
+
+
+def test_replayed_dropout_keeps_a_generator_instead_of_bits() -> None:
+    assert attention_bytes("recompute", 0.1, replay=True) == torch.get_rng_state().nbytes
+
+
+def test_eager_bytes_are_those_that_are_measured() -> None:
+    for dropout_p in (0.0, 0.1):
+        measured = attention_bytes(None, dropout_p)
+        promised = eager_bytes_per_row(LENGTH, dropout=dropout_p > 0)
+        copies_of_heads = 4 * 2 * HEADS * LENGTH * (8 + 8 + 6 + 8)
+        assert 0 <= measured - 2 * HEADS * LENGTH * promised <= copies_of_heads
+    assert eager_bytes_per_row(100, dropout=True, device_type="cuda") == 900
+
+
+def test_masked_uniform_top_k_adds_one_bit_a_key() -> None:
+    query, key, value = random_heads(batch=2, heads=HEADS, queries=LENGTH, keys=LENGTH)
+    codec = TopK(0.05)
+    found = saved_bytes(
+        lambda: softmax_attention(query, key, value, codec=codec, is_causal=True)[0], [query, key, value]
+    )
+    assert found == 2 * HEADS * LENGTH * (codec.bytes_per_row(LENGTH) + LENGTH / 8)
 
 
 @pytest.mark.parametrize(
-    ("make_model", "codec"),
-    [(_bert, "log4"), (_bert, "recompute"), (_encoder, "log4"), (_encoder, "recompute"), (_own, "log4")],
-    ids=lambda part: getattr(part, "__name__", part),
+    ("target", "dropout", "at_hand", "expected"),
+    [
+        (1.0, False, True, "merged"),
+        (2.0, True, True, "merged"),
+        (6.2, False, True, "recompute"),
+        (1000.0, False, True, "recompute"),
+        (6.2, True, True, "recompute"),
+        (1.0, False, False, "merged"),
+        (2.0, False, False, "bf16"),
+        (3.5, False, False, "log8"),
+        (5.0, False, False, "topk-log4"),
+        (6.2, False, False, "log4"),
+        (6.2, True, False, "log8"),
+    ],
 )
-def test_softmax_attention_keeps_a_sixth(
-    make_model: Callable[[], tuple[nn.Module, Callable[[], Tensor]]], codec: str, capsys: pytest.CaptureFixture[str]
+def test_auto_takes_the_cheapest_exact_codec_else_the_most_accurate(
+    target: float, dropout: bool, at_hand: bool, expected: str
 ) -> None:
-    model, call = make_model()
-    whole = saved_bytes(call, exclude=[model])
+    selection = choose_codec(256, memory_target=target, dropout=dropout, scores_at_hand=at_hand)
+    assert selection.codec.name == as_codec(expected).name
+    eager_bytes = eager_bytes_per_row(256, dropout=dropout)
+    assert eager_bytes >= target * kept_bytes_per_row(selection.codec, 256, dropout=dropout)
+    assert selection.reason.startswith(expected)
+    assert f"{target:g}" in selection.reason
 
-    def step() -> Tensor:
-        with approximated(model, codec):
-            return call()
 
-    now = saved_bytes(step, exclude=[model])
-    with approximated(model, codec, record=True) as attachment:
-        output = call()
-        kept = attachment.kept()
-    coverage = attachment.approximation.coverage
-    del output
-    with capsys.disabled():
-        print(
-            f"\n{make_model.__name__[1:]} {codec}: softmax attention {coverage.before} -> {coverage.after} bytes"
-            f" ({coverage.before / coverage.after:.1f} times), whole model {whole} -> {now} ({whole / now:.2f} times)"
-        )
-    assert coverage.before >= FACTOR * coverage.after
-    # the report is what happened: counted call by call it agrees with the whole graph
-    assert kept == now
-    assert whole - now == pytest.approx(coverage.before - coverage.after, rel=0.05)
+def test_a_target_out_of_reach_names_the_best() -> None:
+    with pytest.raises(ValueError, match=r"memory_target=50 is out of reach.*'log4'"):
+        choose_codec(256, memory_target=50, scores_at_hand=False)
+    with pytest.raises(ValueError, match="memory_target must be above 0"):
+        choose_codec(256, memory_target=0)
+    with pytest.raises(ValueError, match="keys"):
+        choose_codec(0)
