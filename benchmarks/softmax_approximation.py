@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from benchmarks._harness import arguments, finish, machine, medians, table
 from lit_methods.softmax_approximation import CODECS, softmax_attention
 from lit_methods.softmax_approximation.functional import relative_error
+from lit_methods.softmax_approximation.meters import SavedBytes
 
 WEIGHTS, HEAD_SIZE, DROPOUT, LAYERS, BUDGET_MIB = 2**21, 64, 0.1, 4, 1024
 HEADLINE_LENGTH = 256
@@ -79,18 +80,9 @@ def step(side: str, inputs: tuple[Tensor, Tensor, Tensor], dropout_p: float) -> 
 
 def kept_bytes(side: str, inputs: tuple[Tensor, Tensor, Tensor], dropout_p: float) -> int:
     """Bytes of the storages that autograd keeps, without inputs and output."""
-    known = {tensor.untyped_storage().data_ptr() for tensor in inputs}
-    alive: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in known:
-            alive[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with SavedBytes() as meter:
         output = SIDES[side](*inputs, dropout_p)
-    alive.pop(output.untyped_storage().data_ptr(), None)
-    return sum(tensor.untyped_storage().nbytes() for tensor in alive.values())
+    return meter.nbytes((*inputs, output))
 
 
 def gradient_error(side: str, inputs: tuple[Tensor, Tensor, Tensor], dropout_p: float) -> float:
