@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
+import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,8 @@ def process_mib(field: str) -> float:
     return float(next(line.split()[1] for line in lines if line.startswith(field))) / 2**10
 
 
-def report_peak(side: str, length: int) -> None:
-    """Prints the peak memory in MiB that a stack of layers adds; for a process of its own."""
+def peak_here(side: str, length: int) -> float:
+    """Peak memory in MiB that a stack of layers adds to this process."""
     inputs = heads(length)
     step(side, heads(16), DROPOUT)
 
@@ -114,20 +114,22 @@ def report_peak(side: str, length: int) -> None:
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         stack()
-        print((torch.cuda.max_memory_allocated() - before) / 2**20)
-        return
-    Path("/proc/self/clear_refs").write_text("5")
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    resets = Path("/proc/self/clear_refs")
+    if not resets.exists():
+        return math.nan
+    resets.write_text("5")
     before = process_mib("VmRSS")
     stack()
-    print(process_mib("VmHWM") - before)
+    return process_mib("VmHWM") - before
 
 
 def peak_mib(side: str, length: int) -> float:
-    if not torch.cuda.is_available() and not Path("/proc/self/clear_refs").exists():
-        return math.nan
-    code = f"from benchmarks.softmax_approximation import report_peak; report_peak({side!r}, {length})"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    return float(done.stdout)
+    """The same in a process of its own, forked from one that has only imported torch."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "lit_methods.softmax_approximation.meters"])
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
+        return pool.submit(peak_here, side, length).result()
 
 
 def runs(inputs: tuple[Tensor, Tensor, Tensor], dropout_p: float) -> dict[str, Callable[[], Any]]:
@@ -136,7 +138,7 @@ def runs(inputs: tuple[Tensor, Tensor, Tensor], dropout_p: float) -> dict[str, C
 
 def measure(length: int, quick: bool) -> list[dict[str, Any]]:
     inputs = heads(length, WEIGHTS // 4 if quick else WEIGHTS)
-    repeats = 5 if quick else 7
+    repeats = 5
     seconds = {dropout_p: medians(runs(inputs, dropout_p), repeats) for dropout_p in (DROPOUT, 0.0)}
     return [
         {
