@@ -10,9 +10,11 @@ The headlines are of T = 256: bytes with dropout, and the larger of the two time
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import multiprocessing
+import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -30,6 +32,7 @@ from lit_methods.softmax_approximation.meters import SavedBytes
 
 WEIGHTS, HEAD_SIZE, DROPOUT, LAYERS, BUDGET_MIB = 2**21, 64, 0.1, 4, 1024
 HEADLINE_LENGTH = 256
+MMAP_THRESHOLD = -3  # of mallopt: what is freed goes back at once, and the peak is what is alive
 Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
@@ -101,6 +104,8 @@ def process_mib(field: str) -> float:
 
 def peak_here(side: str, length: int) -> float:
     """Peak memory in MiB that a stack of layers adds to this process."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 2**16)
     inputs = heads(length)
     step(side, heads(16), DROPOUT)
 
