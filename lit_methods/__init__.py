@@ -18,11 +18,15 @@ if TYPE_CHECKING:
         HubImageDataModule,
         HubTextDataModule,
         IndexedDataset,
+        TranslationDataModule,
     )
+    from lit_methods.softmax_approximation.module import AttentionClassifier, AttentionTranslator
 
 __version__ = version("lit-methods")
 
 __all__ = [
+    "AttentionClassifier",
+    "AttentionTranslator",
     "BandedSquareRootNoise",
     "Classifier",
     "Degradation",
@@ -33,10 +37,13 @@ __all__ = [
     "HubTextDataModule",
     "IndexedDataset",
     "SoftmaxApproximation",
+    "TranslationDataModule",
     "__version__",
 ]
 
 _HOMES = {
+    "AttentionClassifier": "lit_methods.softmax_approximation.module",
+    "AttentionTranslator": "lit_methods.softmax_approximation.module",
     "BandedSquareRootNoise": "lit_methods.callbacks",
     "Classifier": "lit_methods.classifier",
     "Degradation": "lit_methods.datamodules",
@@ -47,6 +54,7 @@ _HOMES = {
     "HubTextDataModule": "lit_methods.datamodules",
     "IndexedDataset": "lit_methods.datamodules",
     "SoftmaxApproximation": "lit_methods.callbacks",
+    "TranslationDataModule": "lit_methods.datamodules",
 }
 
 
