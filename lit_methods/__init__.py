@@ -10,27 +10,51 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lit_methods.callbacks import BandedSquareRootNoise, SoftmaxApproximation
     from lit_methods.classifier import Classifier
-    from lit_methods.datamodules import DigitsDataModule, FashionMNISTDataModule, HubImageDataModule
+    from lit_methods.datamodules import (
+        Degradation,
+        DigitsDataModule,
+        DocstringDataModule,
+        FashionMNISTDataModule,
+        HubImageDataModule,
+        HubTextDataModule,
+        IndexedDataset,
+        TranslationDataModule,
+    )
+    from lit_methods.softmax_approximation.module import AttentionClassifier, AttentionTranslator
 
 __version__ = version("lit-methods")
 
 __all__ = [
+    "AttentionClassifier",
+    "AttentionTranslator",
     "BandedSquareRootNoise",
     "Classifier",
+    "Degradation",
     "DigitsDataModule",
+    "DocstringDataModule",
     "FashionMNISTDataModule",
     "HubImageDataModule",
+    "HubTextDataModule",
+    "IndexedDataset",
     "SoftmaxApproximation",
+    "TranslationDataModule",
     "__version__",
 ]
 
 _HOMES = {
+    "AttentionClassifier": "lit_methods.softmax_approximation.module",
+    "AttentionTranslator": "lit_methods.softmax_approximation.module",
     "BandedSquareRootNoise": "lit_methods.callbacks",
     "Classifier": "lit_methods.classifier",
+    "Degradation": "lit_methods.datamodules",
     "DigitsDataModule": "lit_methods.datamodules",
+    "DocstringDataModule": "lit_methods.datamodules",
     "FashionMNISTDataModule": "lit_methods.datamodules",
     "HubImageDataModule": "lit_methods.datamodules",
+    "HubTextDataModule": "lit_methods.datamodules",
+    "IndexedDataset": "lit_methods.datamodules",
     "SoftmaxApproximation": "lit_methods.callbacks",
+    "TranslationDataModule": "lit_methods.datamodules",
 }
 
 
