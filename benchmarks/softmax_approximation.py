@@ -183,11 +183,15 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(6, 4))
     length = max(row["length"] for row in rows)
     eager_mib = next(row["kept_mib"] for row in rows if row["side"] == "eager" and row["length"] == length)
+    below = {"eager", "checkpoint", "topk"}
     for row in rows:
         if row["length"] == length:
             point = 100 * row["kept_mib"] / eager_mib, max(row["error"], 1e-7)
             axes.scatter(*point)
-            axes.annotate(row["side"], point, textcoords="offset points", xytext=(4, 4))
+            axes.annotate(
+                row["side"], point, textcoords="offset points", xytext=(5, -11 if row["side"] in below else 4)
+            )
+    axes.margins(x=0.15, y=0.1)
     axes.set(
         xlabel=f"kept for backward, % of eager (dropout {DROPOUT})",
         ylabel="relative gradient error (exact below 1e-6)",
