@@ -14,6 +14,7 @@ from .indexed import IndexedDataset
 from .text import TextDataModule
 from .text_dataset import PaddingCollator, TextDataset
 from .tokenizers import train_word_tokenizer
+from .translation import TranslationDataModule
 
 __all__ = [
     "ClassificationDataModule",
@@ -30,6 +31,7 @@ __all__ = [
     "PaddingCollator",
     "TextDataModule",
     "TextDataset",
+    "TranslationDataModule",
     "collate_images",
     "train_word_tokenizer",
 ]

