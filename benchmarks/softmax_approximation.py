@@ -10,11 +10,13 @@ The headlines are of T = 256: bytes with dropout, and the larger of the two time
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
-import subprocess
+import multiprocessing
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,11 @@ from torch.utils.checkpoint import checkpoint
 from benchmarks._harness import arguments, finish, machine, medians, table
 from lit_methods.softmax_approximation import CODECS, softmax_attention
 from lit_methods.softmax_approximation.functional import relative_error
+from lit_methods.softmax_approximation.meters import SavedBytes
 
 WEIGHTS, HEAD_SIZE, DROPOUT, LAYERS, BUDGET_MIB = 2**21, 64, 0.1, 4, 1024
 HEADLINE_LENGTH = 256
+MMAP_THRESHOLD = -3  # of mallopt: what is freed goes back at once, and the peak is what is alive
 Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
@@ -79,18 +83,9 @@ def step(side: str, inputs: tuple[Tensor, Tensor, Tensor], dropout_p: float) -> 
 
 def kept_bytes(side: str, inputs: tuple[Tensor, Tensor, Tensor], dropout_p: float) -> int:
     """Bytes of the storages that autograd keeps, without inputs and output."""
-    known = {tensor.untyped_storage().data_ptr() for tensor in inputs}
-    alive: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in known:
-            alive[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with SavedBytes() as meter:
         output = SIDES[side](*inputs, dropout_p)
-    alive.pop(output.untyped_storage().data_ptr(), None)
-    return sum(tensor.untyped_storage().nbytes() for tensor in alive.values())
+    return meter.nbytes((*inputs, output))
 
 
 def gradient_error(side: str, inputs: tuple[Tensor, Tensor, Tensor], dropout_p: float) -> float:
@@ -107,8 +102,10 @@ def process_mib(field: str) -> float:
     return float(next(line.split()[1] for line in lines if line.startswith(field))) / 2**10
 
 
-def report_peak(side: str, length: int) -> None:
-    """Prints the peak memory in MiB that a stack of layers adds; for a process of its own."""
+def peak_here(side: str, length: int) -> float:
+    """Peak memory in MiB that a stack of layers adds to this process."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 2**16)
     inputs = heads(length)
     step(side, heads(16), DROPOUT)
 
@@ -122,20 +119,22 @@ def report_peak(side: str, length: int) -> None:
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         stack()
-        print((torch.cuda.max_memory_allocated() - before) / 2**20)
-        return
-    Path("/proc/self/clear_refs").write_text("5")
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    resets = Path("/proc/self/clear_refs")
+    if not resets.exists():
+        return math.nan
+    resets.write_text("5")
     before = process_mib("VmRSS")
     stack()
-    print(process_mib("VmHWM") - before)
+    return process_mib("VmHWM") - before
 
 
 def peak_mib(side: str, length: int) -> float:
-    if not torch.cuda.is_available() and not Path("/proc/self/clear_refs").exists():
-        return math.nan
-    code = f"from benchmarks.softmax_approximation import report_peak; report_peak({side!r}, {length})"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    return float(done.stdout)
+    """The same in a process of its own, forked from one that has only imported torch."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "lit_methods.softmax_approximation.meters"])
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
+        return pool.submit(peak_here, side, length).result()
 
 
 def runs(inputs: tuple[Tensor, Tensor, Tensor], dropout_p: float) -> dict[str, Callable[[], Any]]:
@@ -144,7 +143,7 @@ def runs(inputs: tuple[Tensor, Tensor, Tensor], dropout_p: float) -> dict[str, C
 
 def measure(length: int, quick: bool) -> list[dict[str, Any]]:
     inputs = heads(length, WEIGHTS // 4 if quick else WEIGHTS)
-    repeats = 5 if quick else 7
+    repeats = 5
     seconds = {dropout_p: medians(runs(inputs, dropout_p), repeats) for dropout_p in (DROPOUT, 0.0)}
     return [
         {

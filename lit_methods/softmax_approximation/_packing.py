@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+# Times a word of eight bytes of 0 or 1, it gathers them in the word's highest byte.
+GATHER = 0x0102040810204080
 
 
 def _slots(bits: int) -> int:
@@ -17,11 +23,27 @@ def packed_width(keys: int, bits: int) -> int:
     return -(-keys // _slots(bits))
 
 
+def _pack_words(flags: Tensor) -> Tensor:
+    short = -flags.shape[-1] % 8
+    flags = F.pad(flags, (0, short)) if short else flags.contiguous()
+    return (flags.view(torch.int64) * GATHER).bitwise_right_shift_(56).to(torch.uint8)
+
+
+@cache
+def _words(device: torch.device) -> Tensor:
+    """The eight flags of every byte, as words."""
+    flags = (torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device)).bitwise_and_(1)
+    flags = flags.to(torch.uint8)
+    words = torch.empty(256, dtype=torch.int64, device=device)
+    words[_pack_words(flags).flatten().long()] = flags.view(torch.int64).flatten()
+    return words
+
+
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
     """Packs each row of codes.
 
-    A row is cut into ``8 / bits`` runs, and run ``i`` takes bits ``i * bits`` and up of every byte, so that packing
-    is a few shifts of contiguous runs.
+    Eight flags of one bit are one multiplication of the word that they make. Of 2 or 4 bits, a row is cut into
+    ``8 / bits`` runs, and run ``i`` takes bits ``i * bits`` and up of every byte: a few shifts of contiguous runs.
 
     Args:
         codes: uint8 ``(..., N)``, each below ``2 ** bits``.
@@ -35,6 +57,8 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     """
     if _slots(bits) == 1:
         return codes
+    if bits == 1:
+        return _pack_words(codes)
     width = packed_width(codes.shape[-1], bits)
     packed = codes[..., :width].clone(memory_format=torch.contiguous_format)
     for slot in range(1, _slots(bits)):
@@ -59,6 +83,9 @@ def unpack_bits(packed: Tensor, bits: int, keys: int) -> Tensor:
     """
     if _slots(bits) == 1:
         return packed
+    if bits == 1:
+        words = _words(packed.device).index_select(0, packed.flatten().int())
+        return words.view(torch.uint8).view(*packed.shape[:-1], -1)[..., :keys]
     width = packed.shape[-1]
     codes = packed.new_empty(*packed.shape[:-1], keys)
     for slot in range(_slots(bits)):

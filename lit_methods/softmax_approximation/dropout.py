@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_methods.softmax_approximation._chunks import Chunk
+from lit_methods.softmax_approximation._random import unmoved
 from lit_methods.softmax_approximation.functional import pack_bits, unpack_bits
-
-
-def _device_module(device: torch.device) -> Any:
-    return torch if device.type == "cpu" else torch.get_device_module(device)
-
-
-def random_state(device: torch.device) -> Tensor:
-    """State of the device's default generator: a small CPU tensor."""
-    state: Tensor = torch.get_rng_state() if device.type == "cpu" else _device_module(device).get_rng_state(device)
-    return state
 
 
 def draw_kept(size: tuple[int, ...], dropout_p: float, like: Tensor) -> Tensor:
@@ -42,19 +32,8 @@ def draw_kept(size: tuple[int, ...], dropout_p: float, like: Tensor) -> Tensor:
 
 def draw_kept_again(size: tuple[int, ...], dropout_p: float, like: Tensor, state: Tensor) -> Tensor:
     """Draws the same from a saved state, and leaves the default generator as it is."""
-    if dropout_p == 1:
+    with unmoved(like.device, state):
         return draw_kept(size, dropout_p, like)
-    if like.device.type == "cpu":
-        generator = torch.Generator()
-        generator.set_state(state)
-        return torch.empty(size, dtype=torch.int32).bernoulli_(1 - dropout_p, generator=generator)
-    module = _device_module(like.device)
-    before = module.get_rng_state(like.device)
-    module.set_rng_state(state, like.device)
-    try:
-        return draw_kept(size, dropout_p, like)
-    finally:
-        module.set_rng_state(before, like.device)
 
 
 @dataclass(frozen=True)

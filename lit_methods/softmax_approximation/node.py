@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_methods.softmax_approximation._random import get_state
 from lit_methods.softmax_approximation.backward import BackwardPass, Gradients
-from lit_methods.softmax_approximation.dropout import Dropout, draw_kept, draw_kept_again, random_state
+from lit_methods.softmax_approximation.dropout import Dropout, draw_kept, draw_kept_again
 from lit_methods.softmax_approximation.forward import Inputs, Piece, Settings, attend
 
 
@@ -37,7 +38,7 @@ class Attention(torch.autograd.Function):
         """Computes output and, if asked for, weights."""
         inputs = Inputs(query, key, value, bias)
         replayed = settings.replay_dropout and settings.dropout_p > 0
-        state = random_state(value.device) if replayed else None
+        state = get_state(value.device) if replayed else None
         with torch.autocast(value.device.type, enabled=False):
             output, maps, pieces = attend(settings, inputs, drawn_dropout(settings, value), keep=True)
         ctx.set_materialize_grads(False)

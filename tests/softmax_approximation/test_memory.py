@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from lit_methods.softmax_approximation import CODECS, Codec, TopK, as_codec, choose_codec, softmax_attention
+from lit_methods.softmax_approximation import (
+    CODECS,
+    Codec,
+    Logarithmic,
+    TopK,
+    as_codec,
+    choose_codec,
+    softmax_attention,
+)
 from lit_methods.softmax_approximation.selection import eager_bytes_per_row, kept_bytes_per_row
 from tests.softmax_approximation.references import eager, random_heads
 
@@ -82,6 +93,29 @@ def test_masked_uniform_top_k_adds_one_bit_a_key() -> None:
         lambda: softmax_attention(query, key, value, codec=codec, is_causal=True)[0], [query, key, value]
     )
     assert found == 2 * HEADS * LENGTH * (codec.bytes_per_row(LENGTH) + LENGTH / 8)
+
+
+@pytest.mark.parametrize("backward", [True, False])
+def test_all_is_freed_with_the_graph_without_the_garbage_collector(backward: bool) -> None:
+    kept: list[weakref.ref[Tensor]] = []
+
+    class Watched(Logarithmic):
+        def encode(self, weights: Tensor, **options: Any) -> tuple[Tensor, ...]:
+            stored = super().encode(weights, **options)
+            kept.extend(weakref.ref(tensor) for tensor in stored)
+            return stored
+
+    gc.disable()
+    try:
+        heads = random_heads()
+        output, _ = softmax_attention(*heads, codec=Watched(4), dropout_p=0.1)
+        if backward:
+            output.sum().backward()
+        del output
+        assert kept
+        assert all(reference() is None for reference in kept)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
