@@ -104,8 +104,9 @@ class HuggingFaceEncoder(nn.Module):
             )
         from transformers import AutoConfig, AutoModel
 
-        if pretrained is None:
-            self.model = AutoModel.from_config(AutoConfig.for_model(model_type, **(config or {})))
+        if model_type is not None:
+            settings = AutoConfig.for_model(model_type, **(config or {}))
+            self.model = AutoModel.from_config(settings)  # type: ignore[no-untyped-call]
         else:
             try:
                 self.model = AutoModel.from_pretrained(pretrained, local_files_only=True)
