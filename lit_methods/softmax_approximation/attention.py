@@ -81,11 +81,7 @@ def softmax_attention(
         TypeError: On dtypes that do not fit together.
         RuntimeError: In backward with ``create_graph=True``.
     """
-    if torch.is_autocast_enabled(query.device.type):
-        dtype = torch.get_autocast_dtype(query.device.type)
-        query, key, value = (
-            tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in (query, key, value)
-        )
+    query, key, value = _autocast(query), _autocast(key), _autocast(value)
     geometry = _geometry(query, key, value)
     bias = None if mask is None else _broadcast(mask, geometry)
     if window is not None and window < 1:
@@ -151,6 +147,7 @@ def softmax_value_product(
             f"scores must be (B, H, T_q, T_k) and value (B, H_kv, T_k, d_v), but are {tuple(scores.shape)} and"
             f" {tuple(value.shape)}."
         )
+    value = _autocast(value)
     settings = Settings(
         geometry=Geometry(len(scores), value.shape[1], _groups(scores, value), *scores.shape[2:]),
         codec=chosen,
@@ -163,6 +160,13 @@ def softmax_value_product(
     if _needs_grad(scores, value):
         return _with_grad(None, None, value, scores, settings)
     return _without_grad(settings, Inputs(None, None, value, scores))
+
+
+def _autocast(tensor: Tensor) -> Tensor:
+    """The tensor as a matrix product would take it."""
+    if not torch.is_autocast_enabled(tensor.device.type) or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:

@@ -296,6 +296,20 @@ def test_autocast_computes_in_its_dtype_and_returns_gradients_in_the_inputs() ->
         assert (one - two).norm() < 0.03 * two.norm()
 
 
+def test_autocast_of_given_scores_is_that_of_the_product() -> None:
+    query, key, value = random_heads()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = (query @ key.mT).detach().requires_grad_()
+        output, _ = softmax_value_product(scores, value, codec="merged")
+        expected = torch.softmax(scores, -1) @ value
+    assert output.dtype == torch.bfloat16
+    assert output.equal(expected)
+    found, wanted = (gradients(o, [scores, value]) for o in (output, expected))
+    for one, two in zip(found, wanted, strict=True):
+        assert one.dtype == two.dtype
+        assert (one - two).norm() < 0.03 * two.norm()
+
+
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("name", ["recompute", "log4"])
 def test_activation_checkpointing_around_it_does_no_harm(name: str, use_reentrant: bool) -> None:
