@@ -107,7 +107,7 @@ class HuggingFaceEncoder(nn.Module):
         if model_type is not None:
             settings = AutoConfig.for_model(model_type, **(config or {}))
             self.model = AutoModel.from_config(settings)  # type: ignore[no-untyped-call]
-        else:
+        elif pretrained is not None:
             try:
                 self.model = AutoModel.from_pretrained(pretrained, local_files_only=True)
             except OSError as error:
