@@ -45,7 +45,8 @@ def count(kept: Kept) -> None:
 
 
 def _storages(tensors: Iterable[Tensor]) -> dict[tuple[torch.device, int], int]:
-    storages = ((tensor.device, tensor.untyped_storage()) for tensor in tensors)
+    dense = (tensor for tensor in tensors if tensor.layout == torch.strided)
+    storages = ((tensor.device, tensor.untyped_storage()) for tensor in dense)
     return {(device, storage.data_ptr()): storage.nbytes() for device, storage in storages if storage.nbytes()}
 
 
@@ -92,7 +93,7 @@ def _pack(tensor: Tensor) -> Kept:
 def others_pack() -> bool:
     """Whether somebody else's hooks, activation checkpointing's above all, take what is saved now."""
     top = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return top is not None and not top[0].__module__.startswith(__package__)
+    return top is not None and not getattr(top[0], "__module__", "").startswith(__package__)
 
 
 class paused:

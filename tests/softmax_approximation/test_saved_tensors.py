@@ -1,18 +1,19 @@
 import gc
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 from weakref import ref
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lit_methods.softmax_approximation import Codec, TopK, as_codec
 from lit_methods.softmax_approximation.approximation import Approximation
 from lit_methods.softmax_approximation.coverage import Coverage
-from lit_methods.softmax_approximation.meters import ErrorMeter, saved_bytes
+from lit_methods.softmax_approximation.meters import ErrorMeter, SavedBytes, saved_bytes
 from lit_methods.softmax_approximation.saved_tensors import SavedTensors
 
 LENGTH = 64
@@ -24,6 +25,11 @@ def _matmul(scores: Tensor, value: Tensor) -> Tensor:
 
 def _dropped(scores: Tensor, value: Tensor) -> Tensor:
     return F.dropout(torch.softmax(scores, -1), 0.2) @ value
+
+
+def _accelerator_dropped(scores: Tensor, value: Tensor) -> Tensor:
+    """With the operator that ``F.dropout`` is on accelerators."""
+    return torch.native_dropout(torch.softmax(scores, -1), 0.2, True)[0] @ value
 
 
 def _einsum(scores: Tensor, value: Tensor) -> Tensor:
@@ -47,6 +53,15 @@ def _half_dropped(scores: Tensor, value: Tensor) -> Tensor:
     return (F.dropout(weights, 0.2) @ value.bfloat16()).float()
 
 
+def _autocast(scores: Tensor, value: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return (F.dropout(torch.softmax(scores, -1), 0.2) @ value).float()
+
+
+def _half_throughout(scores: Tensor, value: Tensor) -> Tensor:
+    return (F.dropout(torch.softmax(scores.bfloat16(), -1), 0.2) @ value.bfloat16()).float()
+
+
 def _fused(scores: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(scores, scores, value, dropout_p=0.2)
 
@@ -61,7 +76,21 @@ def _supervised(scores: Tensor, value: Tensor) -> Tensor:
     return weights @ value + (weights * weights.log()).sum(-1, keepdim=True)
 
 
-WAYS = [_matmul, _dropped, _einsum, _transposed, _sliced, _half, _half_dropped, _fused, _masked, _supervised]
+WAYS = [
+    _autocast,
+    _half_throughout,
+    _matmul,
+    _dropped,
+    _accelerator_dropped,
+    _einsum,
+    _transposed,
+    _sliced,
+    _half,
+    _half_dropped,
+    _fused,
+    _masked,
+    _supervised,
+]
 Way = Callable[[Tensor, Tensor], Tensor]
 each_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__.strip("_"))
 
@@ -296,6 +325,20 @@ def test_records_are_freed_without_the_garbage_collector() -> None:
         assert watched() is None
     finally:
         gc.enable()
+
+
+def test_other_gradients_of_higher_order_are_as_without_hooks() -> None:
+    layer = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+    found = []
+    for hooks in (None, _hooks("log4"), SavedBytes()):
+        x = torch.linspace(-1, 1, 12).view(2, 6).requires_grad_()
+        with hooks or nullcontext():
+            slope = torch.autograd.grad(layer(x).sum(), x, create_graph=True)[0]
+            penalty = (slope.norm(dim=1) - 1).square().sum()
+        found.append(torch.autograd.grad(penalty, list(layer.parameters()), allow_unused=True))
+    for others in found[1:]:
+        for a, b in zip(others, found[0], strict=True):
+            assert (a is None and b is None) or torch.equal(a, b)
 
 
 def test_evaluation_packs_nothing() -> None:
