@@ -188,9 +188,13 @@ def attention_forward(
         output, weights = softmax_attention(query, key, value, codec="recompute", **settings)
     else:
         output, weights = route.approximation.attend(
-            route.names[module], route.name, former, query, key, value, **settings
+            route.names[module], route.name, lambda: _heads_first(former()), query, key, value, **settings
         )
     return output.transpose(1, 2), weights
+
+
+def _heads_first(found: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    return found[0].transpose(1, 2), found[1]
 
 
 def _with_bias(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:

@@ -186,6 +186,22 @@ def test_keyword_that_only_the_models_own_attention_names_is_refused() -> None:
         hugging_face.attention_forward(module, heads, heads, heads, None, temperature=2)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_attention_that_computes_something_else_is_refused(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.bert import modeling_bert
+
+    plain = modeling_bert.eager_attention_forward
+
+    def sharpened(*args: Any, scaling: float, **kwargs: Any) -> Any:
+        return plain(*args, scaling=2 * scaling, **kwargs)
+
+    model, batch = make("bert", attention_probs_dropout_prob=dropout), inputs("bert")
+    monkeypatch.setattr(modeling_bert, "eager_attention_forward", sharpened)
+    sentence = r"attention of bert\.encoder\.layer\.0\.attention\.self computes something else"
+    with approximated(model, "log4", record=True), pytest.raises(MisconfigurationException, match=sentence):
+        model(**batch)
+
+
 def test_a_model_without_the_interface_takes_the_other_route() -> None:
     from transformers import DebertaV2Config, DebertaV2Model
 
