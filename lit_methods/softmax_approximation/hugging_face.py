@@ -54,11 +54,9 @@ class HuggingFaceRoute:
             _ROUTES[module] = self
 
     def former_of(self, module: nn.Module) -> str:
-        """The implementation that a module had."""
-        for config, former in zip(self._configs, self._former, strict=True):
-            if config is getattr(module, "config", None) and former is not None:
-                return str(former)
-        return str(self._former[0] or "sdpa")
+        """The implementation that a module had; ``sdpa`` for all those that take masks of other kinds than ours."""
+        formers = {id(config): former for config, former in zip(self._configs, self._former, strict=True)}
+        return "eager" if formers.get(id(getattr(module, "config", None)), self._former[0]) == "eager" else "sdpa"
 
     def detach(self) -> None:
         """Gives the model its own attention back."""

@@ -132,6 +132,15 @@ def test_the_former_attention_comes_back(former: str) -> None:
     assert torch.equal(_logits(model, batch), expected)
 
 
+def test_modules_of_a_flash_attention_model_that_are_left_out_take_sdpa() -> None:
+    model, batch = make("llama"), inputs("llama")
+    expected = _logits(model, batch)
+    model.config._attn_implementation_internal = "flash_attention_2"  # needs a GPU to run
+    with approximated(model, "log4", modules=["*.0"], record=True):
+        torch.testing.assert_close(_logits(model, batch), expected, rtol=0, atol=1e-5)
+    assert model.config._attn_implementation == "flash_attention_2"
+
+
 def test_a_copy_made_meanwhile_is_exact() -> None:
     model, batch = make("llama"), inputs("llama")
     exact = gradients(model, lambda: _logits(model, batch).square().mean())
