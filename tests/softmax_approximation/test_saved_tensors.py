@@ -341,6 +341,22 @@ def test_other_gradients_of_higher_order_are_as_without_hooks() -> None:
             assert (a is None and b is None) or torch.equal(a, b)
 
 
+@pytest.mark.gpu
+@each_way
+def test_on_a_gpu(way: Way) -> None:
+    if way in (_autocast, _fused, _masked):
+        pytest.skip("autocast of the CPU, a fused kernel, a mask on the CPU")
+    scores, value = (tensor.detach().cuda().requires_grad_() for tensor in _inputs())
+    torch.manual_seed(5)
+    expected = torch.autograd.grad(way(scores, value).square().sum(), (scores, value))
+    hooks = _hooks("merged")
+    torch.manual_seed(5)
+    with hooks:
+        loss = way(scores, value).square().sum()
+    torch.testing.assert_close(torch.autograd.grad(loss, (scores, value)), expected)
+    assert hooks.approximation.coverage.any
+
+
 def test_evaluation_packs_nothing() -> None:
     scores, value = _inputs()
     hooks = _hooks("log4")
