@@ -149,8 +149,17 @@ class TransformerSeq2Seq(nn.Module):
         super().__init__()
         self.source = TokenEmbedding(source_vocab_size, hidden_size, max_length, dropout)
         self.target = TokenEmbedding(target_vocab_size, hidden_size, max_length, dropout)
+        layer = nn.TransformerEncoderLayer(hidden_size, num_heads, feedforward_size, dropout, batch_first=True)
+        # nested tensors, which nn.Transformer takes in evaluation, fail under bf16 autocast
+        encoder = nn.TransformerEncoder(layer, num_layers, nn.LayerNorm(hidden_size), enable_nested_tensor=False)
         self.transformer = nn.Transformer(
-            hidden_size, num_heads, num_layers, num_layers, feedforward_size, dropout, batch_first=True
+            hidden_size,
+            num_heads,
+            num_decoder_layers=num_layers,
+            dim_feedforward=feedforward_size,
+            dropout=dropout,
+            custom_encoder=encoder,
+            batch_first=True,
         )
         self.head = nn.Linear(hidden_size, target_vocab_size)
 

@@ -26,6 +26,11 @@ def _dropped(scores: Tensor, value: Tensor) -> Tensor:
     return F.dropout(torch.softmax(scores, -1), 0.2) @ value
 
 
+def _accelerator_dropped(scores: Tensor, value: Tensor) -> Tensor:
+    """With the operator that ``F.dropout`` is on accelerators."""
+    return torch.native_dropout(torch.softmax(scores, -1), 0.2, True)[0] @ value
+
+
 def _einsum(scores: Tensor, value: Tensor) -> Tensor:
     return torch.einsum("bhqk,bhkd->bqhd", torch.softmax(scores, -1), value)
 
@@ -61,7 +66,19 @@ def _supervised(scores: Tensor, value: Tensor) -> Tensor:
     return weights @ value + (weights * weights.log()).sum(-1, keepdim=True)
 
 
-WAYS = [_matmul, _dropped, _einsum, _transposed, _sliced, _half, _half_dropped, _fused, _masked, _supervised]
+WAYS = [
+    _matmul,
+    _dropped,
+    _accelerator_dropped,
+    _einsum,
+    _transposed,
+    _sliced,
+    _half,
+    _half_dropped,
+    _fused,
+    _masked,
+    _supervised,
+]
 Way = Callable[[Tensor, Tensor], Tensor]
 each_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__.strip("_"))
 
