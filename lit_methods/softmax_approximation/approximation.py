@@ -89,6 +89,10 @@ class Approximation:
         if self.coverage is None:
             return run()
         row = Row(name, route, self.codec.name)
+        if not any(tensor is not None and tensor.requires_grad for tensor in (*call, mask)):
+            row.codec, row.note = "", "frozen: no gradient passes, and nothing is kept"
+            self.coverage.add(row)
+            return run()
         if others_pack():
             row.note = "inside activation checkpointing"
             self.coverage.add(row)

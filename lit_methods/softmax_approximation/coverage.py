@@ -107,17 +107,18 @@ class Coverage:
     def advice(self) -> list[str]:
         """Sentences for whom another way would serve better."""
         sentences = []
-        needless = [row.module for row in self.rows.values() if row.covered and row.before <= row.after]
+        checkpointed = [row.module for row in self.rows.values() if "checkpointing" in row.note]
+        measured = [row for row in self.rows.values() if row.covered and row.module not in checkpointed]
+        needless = [row.module for row in measured if row.before <= row.after]
         if needless:
             sentences.append(
                 f"{_some(needless)} kept no more before than now: its fused kernel stores nothing quadratic. Leave such"
                 " modules out (`modules=`), or drop this callback."
             )
-        checkpointed = [row.module for row in self.rows.values() if "checkpointing" in row.note]
         if checkpointed:
             sentences.append(
-                f"{_some(checkpointed)} runs inside activation checkpointing, which keeps nothing of it anyway: the"
-                " codec works in the second forward pass only, and saves memory there alone."
+                f"Activation checkpointing around {_some(checkpointed)} keeps nothing of it anyway: the codec works in"
+                " the second forward pass only, and saves memory there alone."
             )
         if needless:
             return sentences

@@ -36,6 +36,19 @@ VIEWS = (
 )
 CAST = "ToCopyBackward0"
 PRODUCT, NATIVE_DROPOUT = "MulBackward0", "NativeDropoutBackward0"
+# Backward of these is linear in the weights; others may divide by a weight that the codec takes for 0.
+CONSUMERS = (
+    *SOFTMAX,
+    PRODUCT,
+    "BmmBackward0",
+    "BaddbmmBackward0",
+    "MmBackward0",
+    "AddmmBackward0",
+    "LinearBackward0",
+    "MvBackward0",
+    "DotBackward0",
+    "NanToNumBackward0",
+)
 _KEY = "lit_methods.softmax_approximation"
 
 
@@ -46,6 +59,10 @@ class SavedTensors(saved_tensors_hooks):
     record. With dropout the product saves what is left of the weights, and dropout its mask: the mask is packed to a
     bit a weight, and the rest is computed again from both. A half-precision copy of the weights is decoded from the
     record too. Everything else is saved as it is.
+
+    Attention maps that a loss reads are no business of a codec: a batch of heads that somebody saves as it is, without
+    the views that a product of matrices makes, stays dense too. Where that cannot be told apart, in three dimensions,
+    whoever is no product is refused approximate weights in backward.
 
     A tensor counts as a softmax output by its own node in the graph, and as derived from one by the chain of nodes
     between, the same storage and the same version; never by its address or shape alone.
@@ -61,7 +78,8 @@ class SavedTensors(saved_tensors_hooks):
 
     Raises:
         ValueError: If ``min_keys`` is below 1.
-        RuntimeError: In a backward pass with ``create_graph=True``.
+        RuntimeError: In a backward pass with ``create_graph=True``, or if another function than a product of matrices
+            would see approximate weights.
     """
 
     name = "saved tensors"
@@ -100,6 +118,8 @@ class SavedTensors(saved_tensors_hooks):
     def _weights(self, tensor: Tensor, node: Node) -> Kept | None:
         known = _record(node)
         if known is not None:
+            if self._read_further(tensor, [], known):
+                return None
             return _View(known, tensor) if known.is_of(tensor) else None
         name = self.where()
         if reason := self._unfit(tensor, node):
@@ -141,10 +161,24 @@ class SavedTensors(saved_tensors_hooks):
             scale = 1.0 if above.name() == PRODUCT else 1 / (1 - above._saved_p)  # type: ignore[attr-defined]
             _, above = _past(_follow(_parent(above), tuple(IN_ORDER))[1], CAST)
         known = _record(above) if above is not None and above.name() in SOFTMAX else None
-        if known is None or tensor.numel() != known.size.numel():
+        if known is None or tensor.numel() != known.size.numel() or tensor.device != known.tensors[0].device:
+            return None
+        if self._read_further(tensor, views, known):
             return None
         self._report(known, tensor, None)
         return _Product(known, factor, scale, known.dtype if late_cast else tensor.dtype, tensor)
+
+    def _read_further(self, tensor: Tensor, views: list[str], weights: _Weights) -> bool:
+        """Whether others than a product of matrices save whole attention maps, which then stay dense."""
+        if views or tensor.ndim == 3 or weights.codec.is_exact:
+            return False
+        if self.approximation.coverage is not None:
+            storage = tensor.untyped_storage().data_ptr()
+            after = 0 if storage in weights.dense else tensor.nbytes
+            weights.dense.add(storage)
+            note = "attention maps are read further: kept as they are too"
+            self.approximation.coverage.add(Row(weights.name, self.name, weights.codec.name, 0, after, note))
+        return True
 
     def _factor_of(self, node: Node) -> _Mask | None:
         """The packed mask that a dropout node saved."""
@@ -179,7 +213,7 @@ class SavedTensors(saved_tensors_hooks):
 class _Weights(Kept):
     """A softmax output as the codec keeps it; decoded once for its two readers."""
 
-    __slots__ = ("_decoded", "_pointer", "_version", "codec", "dtype", "name", "size")
+    __slots__ = ("_decoded", "_pointer", "_version", "codec", "dense", "dtype", "name", "size")
 
     def __init__(self, weights: Tensor, codec: Codec, name: str) -> None:
         wide = torch.promote_types(weights.dtype, torch.float32)
@@ -187,6 +221,7 @@ class _Weights(Kept):
         self.codec, self.name, self.dtype, self.size = codec, name, weights.dtype, weights.shape
         self._pointer, self._version = weights.untyped_storage().data_ptr(), weights._version
         self._decoded: Tensor | None = None
+        self.dense: set[int] = set()
 
     def is_of(self, tensor: Tensor) -> bool:
         """Whether a tensor shares the storage that was encoded, unchanged."""
@@ -198,6 +233,13 @@ class _Weights(Kept):
             raise RuntimeError(
                 "A compressed softmax output has no second derivative. Leave out create_graph=True, or keep"
                 " SoftmaxApproximation off the module that needs it (`modules=`)."
+            )
+        consumer = torch._C._current_autograd_node()
+        if not self.codec.is_exact and consumer is not None and consumer.name() not in CONSUMERS:
+            raise RuntimeError(
+                f"{consumer.name()} needs the softmax output of {self.name or 'an attention'} as it was, but codec"
+                f" {self.codec.name!r} kept an approximation, meant for the product with the values alone. Take"
+                " codec='merged', or leave the module out (`modules=`)."
             )
         if any(tensor._version != version for tensor, version in zip(self.tensors, self.versions, strict=True)):
             raise RuntimeError("A softmax output that backward needs was changed in place after the forward pass.")

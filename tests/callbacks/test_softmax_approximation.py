@@ -214,7 +214,8 @@ def test_activation_checkpointing_does_no_harm_and_is_said(tmp_path: Path, caplo
             _, module, _ = _fit(Checkpointed(), tmp_path, *callbacks)
         weights.append(module.state_dict())
     torch.testing.assert_close(weights[1], weights[0], rtol=1e-3, atol=1e-4)
-    assert "runs inside activation checkpointing" in caplog.text
+    assert "Activation checkpointing around network.inner" in caplog.text
+    assert "fused kernel" not in caplog.text
 
 
 def test_manual_optimization(tmp_path: Path) -> None:
@@ -320,6 +321,16 @@ def test_model_without_attention_is_refused_before_a_step(tmp_path: Path) -> Non
     with pytest.warns(UserWarning, match="No softmax of Classifier was reached"):
         _run(module, SoftmaxApproximation(allow_uncovered=True), tmp_path)
     assert plain(module.state_dict()) != before
+
+
+@pytest.mark.parametrize("make_network", [Bert, toy_attention], ids=lambda network: network.__name__)
+def test_frozen_attention_is_not_covered(make_network: Any, tmp_path: Path) -> None:
+    network = _network(make_network)
+    network.requires_grad_(False)
+    head = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
+    head.requires_grad_(True)
+    with pytest.raises(MisconfigurationException, match="frozen: no gradient passes"):
+        _fit(network, tmp_path, SoftmaxApproximation())
 
 
 def test_rows_that_are_too_short_are_named(tmp_path: Path) -> None:
