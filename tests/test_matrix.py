@@ -10,7 +10,8 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
 import lit_methods
 from lit_methods.bundled import bundled_configs
-from tests.matrix import DATAMODULES, ENTRIES, Entry
+from tests.entries.toys import Entry
+from tests.matrix import DATAMODULES, ENTRIES
 
 OVERLAYS = ("trainer/", "logger/")
 

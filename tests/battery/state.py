@@ -6,7 +6,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from tests.matrix import Parts
+from tests.entries.toys import Parts
 
 
 def plain(state: Any) -> Any:

@@ -8,7 +8,8 @@ import torch
 
 from tests.battery.state import plain, traces
 from tests.battery.trainers import toy_trainer
-from tests.matrix import ENTRIES, Bad, Entry
+from tests.entries.toys import Bad, Entry
+from tests.matrix import ENTRIES
 
 
 def _case(entry: Entry, bad: Bad) -> object:

@@ -13,7 +13,8 @@ import torch
 
 from tests.battery.state import plain
 from tests.battery.trainers import toy_trainer
-from tests.matrix import ENTRIES, Entry
+from tests.entries.toys import Entry
+from tests.matrix import ENTRIES
 
 ROOT = Path(__file__).parents[2]
 PREDICTING = [entry for entry in ENTRIES if "predicts" not in entry.skips]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from lit_methods import Classifier
 from lit_methods.backbones import MLP
 from tests.battery.trainers import toy_trainer
-from tests.matrix import DATAMODULES, Parts
+from tests.entries.toys import Parts
+from tests.matrix import DATAMODULES
 
 LOOPS = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
 per_datamodule = pytest.mark.parametrize("name", DATAMODULES)

@@ -10,7 +10,8 @@ from lit_methods.bundled import bundled_configs
 from lit_methods.cli import main
 from lit_methods.datamodules import DatasetNotFoundError
 from tests.battery.trainers import STEPS_PER_EPOCH, BackwardLosses, toy_trainer
-from tests.matrix import ENTRIES, Entry
+from tests.entries.toys import Entry
+from tests.matrix import ENTRIES
 
 SUBCOMMANDS = {"fit": None, "validate": "validates", "test": "tests", "predict": "predicts"}
 per_entry = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.id)

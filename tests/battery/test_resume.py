@@ -10,7 +10,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tests.battery.state import outcome
 from tests.battery.trainers import STEPS_PER_EPOCH, Interrupt, Interruption, Recorder, toy_trainer
-from tests.matrix import ENTRIES, Entry
+from tests.entries.toys import Entry
+from tests.matrix import ENTRIES
 
 MID_EPOCH = STEPS_PER_EPOCH + 2
 pytestmark = pytest.mark.filterwarnings(

@@ -7,7 +7,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tests.battery.state import outcome, plain, traces
 from tests.battery.trainers import Interrupt, Interruption, toy_trainer
-from tests.matrix import ENTRIES, Entry
+from tests.entries.toys import Entry
+from tests.matrix import ENTRIES
 
 HOOKS = (
     "on_fit_start",

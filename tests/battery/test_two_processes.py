@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from tests.battery.trainers import STEPS_PER_EPOCH, toy_trainer
+from tests.entries.toys import Entry
 from tests.gloo import WORLD_SIZE, GlooPool, ddp_trainer_kwargs
-from tests.matrix import ENTRIES, Entry, entry
+from tests.matrix import ENTRIES, entry
 
 pytestmark = pytest.mark.ddp
 

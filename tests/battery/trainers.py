@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor
 
-from tests.matrix import BATCH, EXAMPLES, Parts
+from tests.entries.toys import BATCH, EXAMPLES, Parts
 
 STEPS_PER_EPOCH = EXAMPLES // BATCH
 

@@ -16,7 +16,8 @@ from lit_methods.softmax_approximation import Logarithmic, TopK
 from lit_methods.softmax_approximation.meters import SavedBytes
 from tests.battery.state import plain, traces
 from tests.battery.trainers import BackwardLosses, Recorder, toy_trainer
-from tests.matrix import CLASSES, EXAMPLES, Parts, ToyData, toy_attention, toy_network, toy_tensors
+from tests.entries.softmax_approximation import toy_attention
+from tests.entries.toys import CLASSES, EXAMPLES, Parts, ToyData, toy_network, toy_tensors
 from tests.softmax_approximation.models import VOCABULARY, make
 
 LENGTH = 64

@@ -15,7 +15,9 @@ from lit_methods.softmax_approximation.networks import (
     TransformerSeq2Seq,
 )
 from tests.battery.trainers import toy_trainer
-from tests.matrix import EXAMPLES, Parts, ToyTexts, entry, toy_encoder, toy_seq2seq
+from tests.entries.softmax_approximation import ToyTexts, toy_encoder, toy_seq2seq
+from tests.entries.toys import EXAMPLES, Parts
+from tests.matrix import entry
 from tests.softmax_approximation.models import make, tokens
 
 BERT = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
