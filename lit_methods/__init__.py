@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lit_methods.callbacks import BandedSquareRootNoise
+    from lit_methods.callbacks import BandedSquareRootNoise, DataWeighting
     from lit_methods.classifier import Classifier
     from lit_methods.datamodules import DigitsDataModule, FashionMNISTDataModule, HubImageDataModule
 
@@ -17,6 +17,7 @@ __version__ = version("lit-methods")
 __all__ = [
     "BandedSquareRootNoise",
     "Classifier",
+    "DataWeighting",
     "DigitsDataModule",
     "FashionMNISTDataModule",
     "HubImageDataModule",
@@ -26,6 +27,7 @@ __all__ = [
 _HOMES = {
     "BandedSquareRootNoise": "lit_methods.callbacks",
     "Classifier": "lit_methods.classifier",
+    "DataWeighting": "lit_methods.callbacks",
     "DigitsDataModule": "lit_methods.datamodules",
     "FashionMNISTDataModule": "lit_methods.datamodules",
     "HubImageDataModule": "lit_methods.datamodules",

@@ -99,24 +99,23 @@ def effective_number_weights(counts: Tensor, beta: float) -> Tensor:
     return torch.where(held > 0, (1 - beta) / (1 - beta ** held.clamp(min=1)), 0.0).to(torch.float32)
 
 
-def last_layer_gains(features: Tensor, residuals: Tensor, val_features: Tensor, val_residuals: Tensor) -> Tensor:
-    """Inner products of per-example gradients of a linear layer with bias, without autograd.
+def last_layer_gains(features: Tensor, residuals: Tensor, slope: Tensor, bias_slope: Tensor | None) -> Tensor:
+    """Inner products of per-example gradients of a linear layer with a mean gradient, without autograd.
 
     The gradient of example i is `residual_i (features_i, 1)^T`, so that its product with that of a validation example
-    j is `(features_i . features_j + 1) (residual_i . residual_j)`.
+    j is `(features_i . features_j + 1) (residual_i . residual_j)`; over the mean of j this is two matrix products.
 
     Args:
         features: Inputs of the layer, `(B, D)`.
-        residuals: Gradients of each loss by the layer's outputs, `(B, C)`.
-        val_features: The same of the validation examples, `(V, D)`.
-        val_residuals: Gradients of each validation loss, `(V, C)`.
+        residuals: Gradient of each example's loss by the layer's outputs, `(B, C)`.
+        slope: Mean validation gradient of the layer's weight, `(C, D)`.
+        bias_slope: The same of its bias, `(C,)`; None without one.
 
     Returns:
-        Mean over the validation examples, `(B,)`.
+        Inner products `(B,)`.
     """
-    # ⟨r_i, Σ_j r_j (h_j·h_i + 1)⟩ through the mean validation gradient: O((B + V) C D) instead of O(B V (C + D))
-    slope = val_residuals.T @ val_features / len(val_features)
-    return ((features @ slope.T + val_residuals.mean(0)) * residuals).sum(1)
+    outputs = features @ slope.T
+    return ((outputs if bias_slope is None else outputs + bias_slope) * residuals).sum(1)
 
 
 def lazy_adam_step(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -156,17 +157,17 @@ def _scaled(problem: Problem, direction: Sequence[Tensor]) -> list[Tensor]:
 
 def _by_group(
     optimizer: Optimizer, problem: Problem, values: Sequence[Tensor]
-) -> list[tuple[dict[str, object], torch.nn.Parameter, Tensor]]:
+) -> list[tuple[dict[str, Any], torch.nn.Parameter, Tensor]]:
     group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     return [(group_of[id(p)], p, value) for p, value in zip(problem.parameters, values, strict=True)]
 
 
 def _adam(
-    state: dict[str, Tensor], like: Tensor, group: dict[str, object]
+    state: dict[str, Tensor], like: Tensor, group: dict[str, Any]
 ) -> tuple[Tensor, Tensor, int, tuple[float, float]]:
     """Moments before the step and its number; zeros before the first step."""
     first, second = state.get("exp_avg"), state.get("exp_avg_sq")
-    betas = tuple(float(beta) for beta in group["betas"])  # type: ignore[attr-defined]
+    betas = tuple(float(beta) for beta in group["betas"])
     if first is None or second is None:
         return torch.zeros_like(like), torch.zeros_like(like), 1, (betas[0], betas[1])
     return first, second, int(state["step"]) + 1, (betas[0], betas[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ def random_state_kept(device: torch.device, seed: int | None = None) -> Iterator
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
         if seed is not None:
-            torch.random.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             if devices:
                 torch.get_device_module(device).manual_seed(seed)
         yield
@@ -70,7 +71,7 @@ class Problem:
     module: nn.Module
     train_losses: Callable[[], Tensor]
     val_loss: Callable[[], Tensor]
-    groups: Sequence[Mapping[str, object]]
+    groups: Sequence[Mapping[str, Any]]
     reduce: Callable[[Sequence[Tensor]], None] | None = None
     parameters: list[nn.Parameter] = field(init=False)
     rates: list[float] = field(init=False)
@@ -78,15 +79,15 @@ class Problem:
     def __post_init__(self) -> None:
         self.parameters, self.rates = [], []
         for group in self.groups:
-            for parameter in group["params"]:  # type: ignore[attr-defined]
+            for parameter in group["params"]:
                 if parameter.requires_grad:
                     self.parameters.append(parameter)
-                    self.rates.append(float(group["lr"]))  # type: ignore[arg-type]
+                    self.rates.append(float(group["lr"]))
         if not self.parameters:
             raise ValueError("groups hold no parameter that requires a gradient, so that no weight has an effect.")
 
     def gradient(self, loss: Tensor, create_graph: bool = False) -> list[Tensor]:
-        """Gradient of a scalar by the trained parameters, zero where it does not depend on them; `.grad` is untouched."""
+        """Gradient of a scalar by the trained parameters, zero where unused; leaves `.grad` alone."""
         found = torch.autograd.grad(loss, self.parameters, create_graph=create_graph, materialize_grads=True)
         return list(found)
 
