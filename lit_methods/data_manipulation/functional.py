@@ -173,11 +173,11 @@ def adam_jacobian(
         eps: Added to the root.
 
     Returns:
-        The diagonal, in the gradient's shape.
+        The diagonal, in the gradient's shape; 0 where no gradient was ever seen, where the formula says `lr / eps`.
     """
     one, two = 1 - betas[0] ** step, 1 - betas[1] ** step
     moment = first.lerp(gradient, 1 - betas[0])
     root = (second.lerp(gradient.square(), 1 - betas[1]) / two).sqrt()
     scale = root + eps
-    bend = moment * (1 - betas[1]) * gradient / (two * root.clamp(min=torch.finfo(root.dtype).tiny) * scale.square())
-    return (lr / one) * ((1 - betas[0]) / scale - bend)
+    bend = moment * (1 - betas[1]) * gradient / (two * root * scale.square())
+    return torch.where(root > 0, (lr / one) * ((1 - betas[0]) / scale - bend), 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,7 +113,7 @@ class MetaWeightNet(WeightingStrategy):
 
     def state_dict(self) -> dict[str, Any]:
         """See the base class."""
-        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return copy.deepcopy({"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See the base class."""
