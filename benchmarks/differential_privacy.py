@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import statistics
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -22,7 +24,8 @@ from torch import Tensor, nn
 from benchmarks._harness import arguments, finish, machine, medians, table
 from benchmarks._utility import Task, compare
 from lit_methods.backbones import MLP, SmallCNN
-from lit_methods.datamodules import DigitsDataModule
+from lit_methods.datamodules import DigitsDataModule, FashionMNISTDataModule, HubImageDataModule
+from lit_methods.datamodules.errors import DatasetNotFoundError
 from lit_methods.differential_privacy import (
     BandedSquareRoot,
     CorrelatedNoise,
@@ -208,22 +211,52 @@ def _train_step(network: nn.Module, optimizer: DPOptimizer, images: Tensor, labe
     optimizer.step()
 
 
-def utility(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Test accuracy at equal epsilon, each mechanism at its own best learning rate."""
+def tasks(quick: bool) -> list[Task]:
+    """Digits, and what else is on this machine; each with its stated budget."""
     digits = Task(
         "digits",
-        partial(DigitsDataModule, batch_size=128),
+        DigitsDataModule(batch_size=128),
         partial(MLP, 64, [64], 10),
         epochs=10 if quick else 30,
         rates=(0.2,) if quick else (0.05, 0.1, 0.2, 0.4, 0.8),
         max_grad_norm=0.5,
     )
-    rows = compare(digits, epsilons=(8.0,) if quick else (2.0, 8.0), seeds=2 if quick else 5)
-    table(
-        f"(d) test accuracy, digits, {digits.epochs} epochs, delta = 1e-5",
-        ["epsilon", "mechanism", "learning rate", "mean", "standard deviation", "seeds"],
-        [[row[key] for key in ("epsilon", "mechanism", "rate", "mean", "spread", "seeds")] for row in rows],
-    )
+    if quick:
+        return [digits]
+    small: dict[str, Any] = {
+        "epochs": 5,
+        "rates": (0.1, 0.3, 0.9),
+        "max_grad_norm": 1.0,
+        "rate_seeds": 1,
+        "examples": 10_000,
+    }
+    found = [digits]
+    with suppress(DatasetNotFoundError):
+        fashion = FashionMNISTDataModule(batch_size=250)
+        found.append(Task("Fashion-MNIST", fashion, _cnn(1, 28), **small))
+    folder = os.environ.get("LIT_METHODS_DATA")
+    if folder:
+        cifar = HubImageDataModule("uoft-cs/cifar10", data_dir=f"{folder}/cifar10", batch_size=250)
+        found.append(Task("CIFAR-10", cifar, _cnn(3, 32), **small))
+    return found
+
+
+def _cnn(in_channels: int, image_size: int) -> Callable[[], nn.Module]:
+    return partial(SmallCNN, in_channels=in_channels, num_classes=10, widths=[8, 16], image_size=image_size)
+
+
+def utility(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Test accuracy at equal epsilon, each mechanism at its own best learning rate."""
+    rows: list[dict[str, Any]] = []
+    for task in tasks(quick):
+        found = compare(task, epsilons=(8.0,) if quick else (2.0, 8.0), seeds=2 if quick else 5)
+        table(
+            f"(d) test accuracy, {task.name}: {task.size} images, {task.epochs} epochs of {task.data.batch_size},"
+            " delta = 1e-5",
+            ["epsilon", "mechanism", "learning rate", "mean", "standard deviation", "seeds"],
+            [[row[key] for key in ("epsilon", "mechanism", "rate", "mean", "spread", "seeds")] for row in found],
+        )
+        rows += found
     return {}, rows
 
 

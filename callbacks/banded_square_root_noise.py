@@ -18,7 +18,6 @@ from lit_methods.differential_privacy.guards import (
     check_optimization,
     check_trainer,
 )
-from lit_methods.differential_privacy.loaders import FixedOrderSource
 from lit_methods.differential_privacy.noise import CorrelatedNoise
 from lit_methods.differential_privacy.plan import PrivacyPlan
 from lit_methods.differential_privacy.probes import BufferWatch
@@ -28,6 +27,8 @@ from lit_methods.differential_privacy.run_state import (
     run_state,
     set_random_state,
 )
+from lit_methods.differential_privacy.samplers import AccountedBatchSampler
+from lit_methods.differential_privacy.sampling import AccountedSource, FixedOrder, Sampling
 
 if TYPE_CHECKING:
     from lit_methods.differential_privacy.ghost import GhostBackward
@@ -39,9 +40,9 @@ RANDOM_STATE = "lit_methods_random_state"
 class BandedSquareRootNoise(Callback):
     """Trains with differential privacy by banded square root (BSR) noise (Kalinin & Lampert 2024, arXiv 2405.13763).
 
-    Momentum and weight decay are read from the optimizer, the training loader is rebuilt in one frozen random order,
-    the noise is calibrated to the steps that will really run, per-sample gradients come from Opacus' hooks. After the
-    fit the module and its optimizer are as they were.
+    Momentum and weight decay are read from the optimizer, the training loader is rebuilt so that it is known who takes
+    part when, the noise is calibrated to the steps that will really run, per-sample gradients come from Opacus' hooks.
+    After the fit the module and its optimizer are as they were.
 
     Needs automatic optimization, one optimizer, a map-style training set, and no BatchNorm. Takes gradient
     accumulation, bf16, schedulers, DDP (with ``use_distributed_sampler=False``), checkpoint and resume.
@@ -51,11 +52,13 @@ class BandedSquareRootNoise(Callback):
         delta: The ``delta`` of the guarantee; well below one over the number of examples.
         max_grad_norm: Clip norm of one example's gradient.
         bandwidth: Bandwidth ``p`` of BSR; 1 is DP-SGD's independent noise, ``None`` lets the number of batches per
-            epoch and the memory decide.
+            epoch (or of a cycle) and the memory decide.
         factorization: Another strategy in place of BSR.
+        sampling: How batches are made: ``FixedOrder()``, the default, or ``CyclicPoisson(cycle_length)``, whose coins
+            amplify privacy.
         noise_multiplier: Noise over sensitivity of the whole run, in place of ``epsilon``.
         loss_reduction: How the module's loss takes a batch together.
-        order_seed: Seed of the frozen partition of the training set into batches.
+        ledger: For debugging: hold every batch to the plan as it is drawn.
         allow_limited_batches: Accept ``limit_train_batches`` and ``overfit_batches``, and plan for them.
         allowed_buffers: Patterns (``fnmatch``) of buffers that may change because they do not depend on the data.
         clipping: ``"per_sample"`` keeps a gradient per example in memory; ``"ghost"`` takes two backward passes
@@ -64,8 +67,8 @@ class BandedSquareRootNoise(Callback):
         unsafe_seed: Seed of the noise for tests; whoever knows it can subtract the noise.
 
     Guarantees:
-        - All models of the run together are ``(epsilon, delta)``-DP against leaving out one training example, for any
-          loss that is a mean (or sum) of losses of single examples.
+        - All models of the run together are ``(epsilon, delta)``-DP against leaving out one training example (under
+          ``CyclicPoisson``: adding or removing one), for any loss that is a mean (or sum) of losses of single examples.
         - No step beyond the planned number is taken.
         - A resumed run continues bit for bit, random augmentation in worker processes excepted, or is refused.
 
@@ -80,9 +83,10 @@ class BandedSquareRootNoise(Callback):
         max_grad_norm: float = 1.0,
         bandwidth: int | None = None,
         factorization: Factorization | None = None,
+        sampling: Sampling | None = None,
         noise_multiplier: float | None = None,
         loss_reduction: Literal["mean", "sum"] = "mean",
-        order_seed: int = 0,
+        ledger: bool = False,
         allow_limited_batches: bool = False,
         allowed_buffers: Sequence[str] = (),
         clipping: Literal["per_sample", "ghost"] = "per_sample",
@@ -97,13 +101,14 @@ class BandedSquareRootNoise(Callback):
         self.epsilon, self.delta, self.max_grad_norm = epsilon, delta, max_grad_norm
         self.factorization = factorization or BandedSquareRoot(bandwidth)
         self.noise_multiplier, self.loss_reduction = noise_multiplier, loss_reduction
-        self.order_seed, self.unsafe_seed = order_seed, unsafe_seed
+        self.sampling, self.ledger, self.unsafe_seed = sampling or FixedOrder(), ledger, unsafe_seed
         self.allow_limited_batches, self.allowed_buffers = allow_limited_batches, tuple(allowed_buffers)
         self.clipping = clipping
         self.plan: PrivacyPlan | None = None
         self.noise: CorrelatedNoise | None = None
         self._restored: dict[str, Any] | None = None
-        self._source: FixedOrderSource | None = None
+        self._source: AccountedSource | None = None
+        self._sampler: AccountedBatchSampler | None = None
         self._run: PrivateRun | None = None
         self._ghost: GhostBackward | None = None
         self._buffers: BufferWatch | None = None
@@ -111,13 +116,13 @@ class BandedSquareRootNoise(Callback):
         self._due = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses what would void the guarantee, and takes over the order of the training data."""
+        """Refuses what would void the guarantee, and takes over the making of batches."""
         if stage != "fit":
             return
         check_trainer(trainer, self.allow_limited_batches)
         check_loggers(trainer)
-        self.plan = self.noise = self._restored = self._random = None
-        self._source = FixedOrderSource(trainer, self.order_seed, self._position)
+        self.plan = self.noise = self._sampler = self._restored = self._random = None
+        self._source = AccountedSource(trainer, self.sampling, self._position, self._saved_order)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plans the run, attaches the hooks, and puts the private optimizer in place of the module's."""
@@ -129,7 +134,8 @@ class BandedSquareRootNoise(Callback):
         check_layers(pl_module)
         trainer.fit_loop.setup_data()  # with max_steps alone, estimated_stepping_batches would not
         steps = int(trainer.estimated_stepping_batches)
-        if self._source is None or self._source.sampler is None:
+        sampler = self._sampler = self._source.sampler if self._source is not None else None
+        if sampler is None:
             raise RuntimeError("The training loader was set up before the privacy callback could fix its order.")
         plan = self.plan = PrivacyPlan.make(
             pl_module,
@@ -138,7 +144,7 @@ class BandedSquareRootNoise(Callback):
             steps=steps,
             batches_per_epoch=int(trainer.num_training_batches),
             accumulation=trainer.accumulate_grad_batches,
-            sampler=self._source.sampler,
+            sampler=sampler,
             max_grad_norm=self.max_grad_norm,
             delta=self.delta,
             epsilon=self.epsilon,
@@ -149,6 +155,8 @@ class BandedSquareRootNoise(Callback):
             pl_module,
             optimizer,
             plan,
+            sampler,
+            ledger=self.ledger,
             clipping=self.clipping,
             loss_reduction=self.loss_reduction,
             gradient_scale=accumulation,
@@ -192,19 +200,24 @@ class BandedSquareRootNoise(Callback):
             return self._run.position
         return int(self._restored["position"]) if self._restored else 0
 
+    def _saved_order(self) -> dict[str, Any] | None:
+        return self._restored["sampler"] if self._restored else None
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Refuses a batch out of turn: its examples would take part closer together than planned."""
-        if self._run is None or self.plan is None or self._source is None or self._source.sampler is None:
+        if self._run is None or self.plan is None:
             return
-        if batch_idx - batch_idx % self.plan.accumulation != self._run.position:
+        position, part = self._run.position, batch_idx % self.plan.accumulation
+        due = position % len(self._run.sampler)
+        if batch_idx - part != due:
             raise RuntimeError(
-                f"Batch {batch_idx} of the epoch came where batch {self._run.position} was due: an epoch was cut short"
+                f"Batch {batch_idx} of the epoch came where batch {due} was due: an epoch was cut short"
                 " or an optimizer step left out, so that examples return sooner than the noise was planned for. Let"
                 " every epoch run to its end, and every optimizer step happen."
             )
         self._run.gradients.forget()
         self._run.optimizer.original_optimizer.zero_grad()
-        self._due = len(self._source.sampler.share(batch_idx))
+        self._due = len(self._run.sampler.share(position + part))
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clips at once, so that accumulation never holds more than one batch of per-sample gradients."""
@@ -273,10 +286,10 @@ class BandedSquareRootNoise(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The noise's state and the plan's fingerprint. Secret: with it the noise can be subtracted."""
-        if self.plan is None or self.noise is None:
+        if self.plan is None or self.noise is None or self._sampler is None:
             return {}
         pending = self._run is not None and self._run.optimizer.pending
-        return run_state(self.plan, self.noise, pending)
+        return run_state(self.plan, self.noise, self._sampler, pending)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the saved state until the plan stands that it must fit."""

@@ -1,18 +1,35 @@
 """Datamodules by setting; they know no method and download nothing at import or construction."""
 
+from .classification import ClassificationDataModule
 from .dataset import ImageDataset, collate_images
+from .degradation import Degradation
 from .digits import DigitsDataModule
+from .docstrings import DocstringDataModule
 from .errors import DatasetNotFoundError
 from .fashion_mnist import FashionMNISTDataModule
 from .hub_images import HubImageDataModule
+from .hub_text import HubTextDataModule
 from .images import ImageDataModule
+from .indexed import IndexedDataset
+from .text import TextDataModule
+from .text_dataset import PaddingCollator, TextDataset
+from .tokenizers import train_word_tokenizer
 
 __all__ = [
+    "ClassificationDataModule",
     "DatasetNotFoundError",
+    "Degradation",
     "DigitsDataModule",
+    "DocstringDataModule",
     "FashionMNISTDataModule",
     "HubImageDataModule",
+    "HubTextDataModule",
     "ImageDataModule",
     "ImageDataset",
+    "IndexedDataset",
+    "PaddingCollator",
+    "TextDataModule",
+    "TextDataset",
     "collate_images",
+    "train_word_tokenizer",
 ]

@@ -1,7 +1,7 @@
 """In-memory images as a map-style data set that serves whole batches by one gather."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,16 +67,14 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         return pixels.to(torch.float32).mul_(self._scale).add_(self._low)
 
 
-def collate_images(batch: tuple[Tensor, Tensor] | list[Any]) -> tuple[Tensor, Tensor]:
+def collate_images(batch: tuple[Tensor, ...] | list[Any]) -> tuple[Tensor, ...]:
     """Passes a finished batch of `ImageDataset.__getitems__` through and collates a list of examples.
 
     Args:
-        batch: `(images (B, C, H, W), labels (B,))`, or a list of B pairs `(image, label)`.
+        batch: `(images (B, C, H, W), labels (B,))`, or a list of B pairs `(image, label)`; either may go on, for
+            example with the index that `IndexedDataset` appends.
 
     Returns:
-        `(images (B, C, H, W), labels (B,))`.
+        `(images (B, C, H, W), labels (B,), ...)`.
     """
-    if isinstance(batch, tuple):
-        return batch
-    images, labels = default_collate(batch)
-    return cast(tuple[Tensor, Tensor], (images, labels))
+    return batch if isinstance(batch, tuple) else tuple(default_collate(batch))

@@ -5,7 +5,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .images import ImageDataModule, Split, stratified_split
+from .images import ImageDataModule
+from .splits import Split, stratified_split
 
 
 class DigitsDataModule(ImageDataModule):

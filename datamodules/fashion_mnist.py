@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from .dataset import ImageTransform
+from .degradation import Degradation
 from .errors import DatasetNotFoundError
-from .images import ImageDataModule, Split
+from .images import ImageDataModule
+from .splits import Split
 
 _UNSIGNED_BYTE = 8
 _DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -33,6 +35,8 @@ class FashionMNISTDataModule(ImageDataModule):
         train_transform: Applied to each scaled training image `(1, 28, 28)`; any module or function.
         drop_last: Whether training drops the last, smaller batch.
         value_range: Lower and upper end of the scaled pixels.
+        degradation: Low data, class imbalance and label noise, after the split; None leaves the data set as it is.
+        yield_index: Whether training batches end in the examples' positions in `train_set`, int64 `(B,)`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -62,8 +66,20 @@ class FashionMNISTDataModule(ImageDataModule):
         train_transform: ImageTransform | None = None,
         drop_last: bool = False,
         value_range: tuple[float, float] = (0.0, 1.0),
+        degradation: Degradation | None = None,
+        yield_index: bool = False,
     ) -> None:
-        super().__init__(batch_size, val_fraction, split_seed, num_workers, train_transform, drop_last, value_range)
+        super().__init__(
+            batch_size,
+            val_fraction,
+            split_seed,
+            num_workers,
+            train_transform,
+            drop_last,
+            value_range,
+            degradation,
+            yield_index,
+        )
         self.data_dir = data_dir
 
     def read(self, split: Split) -> tuple[Tensor, Tensor] | None:

@@ -1,6 +1,5 @@
 """Image classification sets of the Hugging Face hub, or a local folder of the same layout."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -10,11 +9,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .dataset import ImageTransform
-from .errors import DatasetNotFoundError
-from .images import ImageDataModule, Split
+from .degradation import Degradation
+from .hub import HubSource, find_column, read_labels
+from .images import ImageDataModule
+from .splits import Split
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset
 
 
 class HubImageDataModule(ImageDataModule):
@@ -42,6 +43,8 @@ class HubImageDataModule(ImageDataModule):
         train_transform: Applied to each scaled training image `(C, H, W)`; any module or function.
         drop_last: Whether training drops the last, smaller batch.
         value_range: Lower and upper end of the scaled pixels.
+        degradation: Low data, class imbalance and label noise, after the split; None leaves the data set as it is.
+        yield_index: Whether training batches end in the examples' positions in `train_set`, int64 `(B,)`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -63,15 +66,24 @@ class HubImageDataModule(ImageDataModule):
         train_transform: ImageTransform | None = None,
         drop_last: bool = False,
         value_range: tuple[float, float] = (0.0, 1.0),
+        degradation: Degradation | None = None,
+        yield_index: bool = False,
     ) -> None:
-        super().__init__(batch_size, val_fraction, split_seed, num_workers, train_transform, drop_last, value_range)
-        self.dataset = dataset
-        self.data_dir = data_dir
-        self.subset = subset
+        super().__init__(
+            batch_size,
+            val_fraction,
+            split_seed,
+            num_workers,
+            train_transform,
+            drop_last,
+            value_range,
+            degradation,
+            yield_index,
+        )
+        self.source = HubSource(dataset, data_dir, subset, cache_dir)
         self.image_column = image_column
         self.label_column = label_column
         self.image_size = image_size
-        self.cache_dir = cache_dir
 
     def __getattr__(self, name: str) -> NoReturn:
         """Names what `setup` must come before."""
@@ -80,90 +92,21 @@ class HubImageDataModule(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Downloads the data set of the hub into the cache, unless a folder holds it."""
-        if self._folder() is None:
-            self._load_from_hub()
+        self.source.download()
 
     def read(self, split: Split) -> tuple[Tensor, Tensor] | None:
         """Reads pixels `(N, C, H, W)` and labels `(N,)` of a split; None if it has no "validation"."""
-        rows = self._rows(split)
+        rows = self.source.rows(split)
         if rows is None:
             return None
-        image_column = self._column(rows, self.image_column, "image_column", "Image")
-        label_column = self._column(rows, self.label_column, "label_column", "ClassLabel")
-        labels = torch.tensor(rows[label_column][:], dtype=torch.int64)
-        if labels.numel() and int(labels.min()) < 0:
-            raise ValueError(
-                f"label_column={label_column!r} of split {split!r} holds {int(labels.min())}, a hidden label; "
-                "pass a data_dir= whose files have all labels."
-            )
-        names = getattr(rows.features[label_column], "names", None)
-        if names is None and split == "train":
-            names = [str(label) for label in range(int(labels.max()) + 1)]
+        image_column = find_column(rows, self.image_column, "image_column", "Image")
+        label_column = find_column(rows, self.label_column, "label_column", "ClassLabel")
+        labels, names = read_labels(rows, label_column, split)
         if names is not None:
-            self.class_names = tuple(names)
+            self.class_names = self.kept_names(names)
         images = self._decode(rows, image_column, split)
         self.image_shape = (images.shape[1], images.shape[2], images.shape[3])
         return images, labels
-
-    def _folder(self) -> Path | None:
-        if self.data_dir is not None:
-            return Path(self.data_dir)
-        shared = os.environ.get("LIT_METHODS_DATA")
-        folder = Path(shared) / self.dataset.rsplit("/", maxsplit=1)[-1] if shared else None
-        return folder if folder is not None and any(folder.glob("train-*.parquet")) else None
-
-    def _rows(self, split: Split) -> "Dataset | None":
-        folder = self._folder()
-        if folder is None:
-            parts = self._load_from_hub()
-            if split in parts:
-                return parts[split]
-            places: list[object] = [f"the hub's splits {sorted(parts)}"]
-        else:
-            files = sorted(str(path) for path in folder.glob(f"{split}-*.parquet"))
-            if files:
-                from datasets import load_dataset
-
-                return load_dataset("parquet", data_files=files, split="train", cache_dir=self._cache())
-            places = [folder]
-        if split == "validation":
-            return None
-        raise DatasetNotFoundError(
-            f"Split {split!r} of {self.dataset!r} ({split}-*.parquet)",
-            places,
-            "Pass data_dir= with a folder that holds these files.",
-        )
-
-    def _load_from_hub(self) -> "DatasetDict":
-        from datasets import load_dataset
-
-        try:
-            return load_dataset(self.dataset, self.subset, cache_dir=self._cache())
-        except (FileNotFoundError, ConnectionError) as error:
-            shared = os.environ.get("LIT_METHODS_DATA")
-            places = [f"{shared} (LIT_METHODS_DATA)"] if shared else []
-            raise DatasetNotFoundError(
-                f"Data set {self.dataset!r}",
-                [*places, f"the hub and its cache ({error})"],
-                "Check the name and the connection, pass data_dir= with a folder of <split>-*.parquet files, or "
-                "set LIT_METHODS_DATA to the parent of such a folder.",
-            ) from error
-
-    def _cache(self) -> str | None:
-        return None if self.cache_dir is None else str(self.cache_dir)
-
-    def _column(self, rows: "Dataset", given: str | None, argument: str, kind: str) -> str:
-        if given is not None:
-            if given not in rows.features:
-                raise ValueError(f"{argument}={given!r} is none of the columns {list(rows.features)}.")
-            return given
-        found = [str(name) for name, feature in rows.features.items() if type(feature).__name__ == kind]
-        if len(found) != 1:
-            raise ValueError(
-                f"{argument}=None needs exactly one {kind} column, found {found} among "
-                f"{list(rows.features)}; pass {argument}=."
-            )
-        return found[0]
 
     def _decode(self, rows: "Dataset", column: str, split: str) -> Tensor:
         images: Tensor | None = None
@@ -186,5 +129,5 @@ class HubImageDataModule(ImageDataModule):
                 )
             images[index] = pixels
         if images is None:
-            raise ValueError(f"Split {split!r} of {self.dataset!r} is empty.")
+            raise ValueError(f"Split {split!r} of {self.source.dataset!r} is empty.")
         return images

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lit_methods.callbacks import BandedSquareRootNoise, DataWeighting
     from lit_methods.classifier import Classifier
-    from lit_methods.datamodules import DigitsDataModule, FashionMNISTDataModule, HubImageDataModule
+    from lit_methods.datamodules import (
+        Degradation,
+        DigitsDataModule,
+        DocstringDataModule,
+        FashionMNISTDataModule,
+        HubImageDataModule,
+        HubTextDataModule,
+        IndexedDataset,
+    )
 
 __version__ = version("lit-methods")
 
@@ -18,9 +26,13 @@ __all__ = [
     "BandedSquareRootNoise",
     "Classifier",
     "DataWeighting",
+    "Degradation",
     "DigitsDataModule",
+    "DocstringDataModule",
     "FashionMNISTDataModule",
     "HubImageDataModule",
+    "HubTextDataModule",
+    "IndexedDataset",
     "__version__",
 ]
 
@@ -28,9 +40,13 @@ _HOMES = {
     "BandedSquareRootNoise": "lit_methods.callbacks",
     "Classifier": "lit_methods.classifier",
     "DataWeighting": "lit_methods.callbacks",
+    "Degradation": "lit_methods.datamodules",
     "DigitsDataModule": "lit_methods.datamodules",
+    "DocstringDataModule": "lit_methods.datamodules",
     "FashionMNISTDataModule": "lit_methods.datamodules",
     "HubImageDataModule": "lit_methods.datamodules",
+    "HubTextDataModule": "lit_methods.datamodules",
+    "IndexedDataset": "lit_methods.datamodules",
 }
 
 

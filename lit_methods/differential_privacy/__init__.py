@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_methods.differential_privacy.accounting import Accounting, FixedOrderAccounting
 from lit_methods.differential_privacy.amplification import CyclicPoissonAccounting
-from lit_methods.differential_privacy.calibration import account, calibrate
+from lit_methods.differential_privacy.calibration import account, calibrate, cycle_length_errors
 from lit_methods.differential_privacy.factorization import (
     BandedInverseSquareRoot,
     BandedSquareRoot,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         GhostCorrelatedNoiseOptimizer,
     )
     from lit_methods.differential_privacy.private_training import PrivateTraining, make_private
+    from lit_methods.differential_privacy.sampling import CyclicPoisson, FixedOrder, Sampling
 
 __all__ = [
     "AccountedBatchSampler",
@@ -43,9 +44,11 @@ __all__ = [
     "CorrelatedNoise",
     "CorrelatedNoiseMixin",
     "CorrelatedNoiseOptimizer",
+    "CyclicPoisson",
     "CyclicPoissonAccounting",
     "CyclicPoissonBatchSampler",
     "Factorization",
+    "FixedOrder",
     "FixedOrderAccounting",
     "FixedOrderBatchSampler",
     "GhostCorrelatedNoiseOptimizer",
@@ -58,22 +61,27 @@ __all__ = [
     "PerSampleGradients",
     "PrivateServerUpdate",
     "PrivateTraining",
+    "Sampling",
     "Strategy",
     "Workload",
     "account",
     "calibrate",
+    "cycle_length_errors",
     "make_private",
     "strip_private_state",
 ]
 
 _LATE = {
+    "CyclicPoisson": "sampling",
     "CorrelatedNoiseMixin": "optimizer",
     "CorrelatedNoiseOptimizer": "optimizer",
+    "FixedOrder": "sampling",
     "GhostCorrelatedNoiseOptimizer": "optimizer",
     "GhostGradients": "ghost",
     "MatrixFactorizationAccountant": "accountant",
     "PerSampleGradients": "gradients",
     "PrivateTraining": "private_training",
+    "Sampling": "sampling",
     "make_private": "private_training",
     "strip_private_state": "checkpoint",
 }

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from lit_methods.differential_privacy.factorization import Strategy
+from lit_methods.differential_privacy.factorization import Participation, Strategy
 from lit_methods.differential_privacy.functional import gaussian_epsilon, gaussian_noise_multiplier
 from lit_methods.differential_privacy.samplers import AccountedBatchSampler, FixedOrderBatchSampler
 
@@ -21,18 +21,35 @@ class Accounting(ABC):
         strategy: The strategy with its participation schedule.
         noise_multiplier: ``sigma``: the noise over :attr:`sensitivity`.
         delta: The ``delta`` at which epsilon is told.
-        adjacency: Which data sets count as neighbours.
+        adjacency: Which data sets count as neighbours, in a word, and
+        neighbours: in a clause of a sentence.
+        order: How the examples are ordered, as a clause.
     """
 
     strategy: Strategy
     noise_multiplier: float
     delta: float
     adjacency: ClassVar[str]
+    neighbours: ClassVar[str]
+    order: ClassVar[str]
 
     @property
-    @abstractmethod
+    def accounted(self) -> Participation:
+        """The participation that :attr:`sensitivity` covers."""
+        return self.strategy.participation
+
+    @property
     def sensitivity(self) -> float:
-        """What the noise multiplier is measured against, for clip norm 1."""
+        """What the noise multiplier is measured against, for clip norm 1: the strategy's under :attr:`accounted`."""
+        return replace(self.strategy, participation=self.accounted).sensitivity()
+
+    def expected_error(self) -> float:
+        """Expected error (equation 4) for unit noise multiplier and clip norm."""
+        return self.sensitivity * self.strategy.decoder_norm()
+
+    def error(self) -> float:
+        """What the noise leaves in the models, for clip norm 1: the figure by which to choose among mechanisms."""
+        return self.noise_multiplier * self.expected_error()
 
     @property
     def noise_std(self) -> float:
@@ -89,13 +106,14 @@ class Accounting(ABC):
 
     def fingerprint(self) -> dict[str, Any]:
         """What a resumed run must share, as plain containers."""
-        schedule = self.strategy.participation
+        strategy, schedule = self.strategy, self.strategy.participation
         return {
             "kind": type(self).__name__,
             "steps": schedule.steps,
             "participations": schedule.participations,
             "separation": schedule.separation,
-            "coefficients": self.strategy.coefficients.tolist(),
+            "strategy": strategy.name,
+            "coefficients": (strategy.coefficients if strategy.noising is None else strategy.noising).tolist(),
             "noise_multiplier": self.noise_multiplier,
         }
 
@@ -123,11 +141,8 @@ class FixedOrderAccounting(Accounting):
     """
 
     adjacency = "zero-out"
-
-    @property
-    def sensitivity(self) -> float:
-        """Sensitivity of ``C`` over the whole run, under the strategy's participation schedule."""
-        return self.strategy.sensitivity()
+    neighbours = "against leaving out any one training example"
+    order = "in a fixed order"
 
     def inverse_noise_after(self, steps: int) -> float:
         """``mu`` of Gaussian differential privacy after the first ``steps`` steps: sensitivity over noise."""

@@ -94,6 +94,8 @@ class CyclicPoissonAccounting(Accounting):
     sampling_probability: float
 
     adjacency = "add-or-remove"
+    neighbours = "against adding or removing any one training example"
+    order = "drawn by secret coins in cyclic Poisson sampling"
 
     def __post_init__(self) -> None:
         """Refuses what the theorem does not cover."""
@@ -116,10 +118,10 @@ class CyclicPoissonAccounting(Accounting):
         return self.strategy.participation.separation
 
     @property
-    def sensitivity(self) -> float:
-        """Largest column norm of ``C``: its sensitivity to a single participation."""
+    def accounted(self) -> Participation:
+        """A single participation, whose sensitivity is the largest column norm of ``C``."""
         steps = self.strategy.participation.steps
-        return replace(self.strategy, participation=Participation(steps, 1, steps)).sensitivity()
+        return Participation(steps, 1, steps)
 
     def epsilon_after(self, steps: int) -> float:
         """See :meth:`Accounting.epsilon_after`; the rounds that have begun count."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from lit_methods.differential_privacy.accounting import Accounting, FixedOrderAccounting
 from lit_methods.differential_privacy.amplification import CyclicPoissonAccounting
-from lit_methods.differential_privacy.factorization import Strategy
+from lit_methods.differential_privacy.factorization import BandedSquareRoot, Strategy
 from lit_methods.differential_privacy.poisson import CyclicPoissonBatchSampler
 from lit_methods.differential_privacy.samplers import AccountedBatchSampler, FixedOrderBatchSampler
+from lit_methods.differential_privacy.workload import Workload
 
 
 def account(
@@ -81,3 +82,35 @@ def calibrate(
     """
     draft = account(strategy, sampler, 0.0, delta, accumulation=accumulation, batches_per_epoch=batches_per_epoch)
     return draft.calibrated(epsilon)
+
+
+def cycle_length_errors(
+    workload: Workload, *, num_examples: int, batch_size: int, steps: int, epsilon: float, delta: float
+) -> dict[int, float]:
+    """What BSR leaves in the models under cyclic Poisson sampling, for cycles of 1, 2, 4, ... groups.
+
+    Nothing here depends on the data, so that the best length can be taken without spending budget.
+
+    Args:
+        workload: The optimizer as a linear filter.
+        num_examples: Number ``N`` of examples.
+        batch_size: Expected examples per optimizer step, over all processes.
+        steps: Optimizer steps of the whole run.
+        epsilon: Budget of the whole run, above 0.
+        delta: The ``delta`` of the guarantee, in (0, 1).
+
+    Returns:
+        :meth:`Accounting.error` by cycle length, the band as wide as the cycle; as long as groups fill a step.
+
+    Raises:
+        ValueError: On sizes below 1, or a batch of more than all examples.
+    """
+    errors: dict[int, float] = {}
+    length = 1
+    while not errors or (length * batch_size <= num_examples and length <= steps):
+        sampler = CyclicPoissonBatchSampler(num_examples, batch_size, length, unsafe_seed=0)
+        schedule = sampler.participation(steps)
+        strategy = BandedSquareRoot(length).strategy(workload, schedule, 1)
+        errors[length] = calibrate(strategy, sampler, epsilon, delta).error()
+        length *= 2
+    return errors

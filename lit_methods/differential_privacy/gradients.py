@@ -128,8 +128,8 @@ class PerSampleGradients(LayerHooks):
         """After a backward pass: do the per-sample gradients add up to the gradient?
 
         Returns:
-            Whether they could be compared: not where an example's gradient is not finite, or after several backward
-            passes.
+            Whether they could be compared: not where an example's gradient is not finite, all are zero (an empty
+            batch), or after several backward passes.
 
         Raises:
             MisconfigurationException: Naming the first parameter whose do not: it is used outside its layer's
@@ -139,6 +139,8 @@ class PerSampleGradients(LayerHooks):
         if not all(bool(p.grad.isfinite().all()) for _, p in trained if p.grad is not None):
             return False
         if any(isinstance(p.grad_sample, list) for _, p in trained):  # type: ignore[attr-defined]
+            return False
+        if not any(bool(p.grad.any()) for _, p in trained if p.grad is not None):
             return False
         for name, p in trained:
             if p.grad is None:

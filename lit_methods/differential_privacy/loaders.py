@@ -1,4 +1,4 @@
-"""The user's training loader, rebuilt with known participation and handed to the Trainer in place of their own."""
+"""The user's training loader, rebuilt with known participation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Sized
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import Trainer
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
@@ -184,30 +183,3 @@ def collate_with_empty(collate_fn: Callable[[list[Any]], Any], example: Any) -> 
             " that returns such tensors, in tuples, lists or dictionaries."
         ) from error
     return cast(Callable[[list[Any]], Any], collate)
-
-
-class FixedOrderSource:
-    """Stands between a Trainer and the source of its training loader, wherever the user gave that.
-
-    Args:
-        trainer: The Trainer that is about to fit.
-        seed: Seed of the partition.
-        position: The batch of the epoch at which a pass that is begun now must start.
-    """
-
-    def __init__(self, trainer: Trainer, seed: int, position: Callable[[], int]) -> None:
-        self.sampler: FixedOrderBatchSampler | None = None
-        self._source = cast(Any, trainer.fit_loop._data_source)
-        request = self._source.dataloader
-
-        def dataloader() -> AccountedLoader:
-            loader = fixed_order_loader(request(), seed, trainer.global_rank, trainer.world_size)
-            self.sampler = cast(FixedOrderBatchSampler, loader.batch_sampler)
-            self.sampler.follow(position)
-            return loader
-
-        self._source.dataloader = dataloader
-
-    def remove(self) -> None:
-        """Gives the Trainer its own source back."""
-        self._source.__dict__.pop("dataloader", None)

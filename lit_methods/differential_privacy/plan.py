@@ -9,10 +9,10 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from lit_methods.differential_privacy.accounting import FixedOrderAccounting
+from lit_methods.differential_privacy.accounting import Accounting
+from lit_methods.differential_privacy.calibration import account, calibrate
 from lit_methods.differential_privacy.factorization import Factorization
-from lit_methods.differential_privacy.functional import gaussian_noise_multiplier
-from lit_methods.differential_privacy.samplers import FixedOrderBatchSampler
+from lit_methods.differential_privacy.samplers import AccountedBatchSampler
 from lit_methods.differential_privacy.workload import Workload
 
 
@@ -25,17 +25,17 @@ class PrivacyPlan:
         max_grad_norm: Clip norm ``zeta`` of an example's gradient.
         expected_batch_size: The constant divisor of a step's sum.
         accumulation: Physical batches per step.
+        batches_per_epoch: Physical batches of an epoch that are trained on.
         num_examples: Size of the training set.
-        order_seed: Seed of the frozen partition into batches.
         parameters: Name and shape of each trained parameter, in the order of the noise.
     """
 
-    accounting: FixedOrderAccounting
+    accounting: Accounting
     max_grad_norm: float
     expected_batch_size: int
     accumulation: int
+    batches_per_epoch: int
     num_examples: int
-    order_seed: int
     parameters: tuple[tuple[str, tuple[int, ...]], ...]
 
     @classmethod
@@ -48,7 +48,7 @@ class PrivacyPlan:
         steps: int,
         batches_per_epoch: int,
         accumulation: int,
-        sampler: FixedOrderBatchSampler,
+        sampler: AccountedBatchSampler,
         max_grad_norm: float,
         delta: float,
         epsilon: float | None = None,
@@ -63,7 +63,7 @@ class PrivacyPlan:
             steps: Optimizer steps of the whole run.
             batches_per_epoch: Physical batches of an epoch.
             accumulation: Physical batches per optimizer step.
-            sampler: Order of the training data.
+            sampler: What makes the batches.
             max_grad_norm: Clip norm.
             delta: The ``delta`` of the guarantee.
             epsilon: Budget to calibrate the noise to, or:
@@ -71,6 +71,9 @@ class PrivacyPlan:
 
         Returns:
             The plan.
+
+        Raises:
+            ValueError: Where the strategy does not fit the sampler.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         names = {id(p): name for name, p in module.named_parameters()}
@@ -79,15 +82,18 @@ class PrivacyPlan:
             sampler.participation(steps, accumulation, batches_per_epoch),
             sum(p.numel() for p in parameters),
         )
+        batches = {"accumulation": accumulation, "batches_per_epoch": batches_per_epoch}
         if epsilon is not None:
-            noise_multiplier = gaussian_noise_multiplier(epsilon, delta)
+            accounting = calibrate(strategy, sampler, epsilon, delta, **batches)
+        else:
+            accounting = account(strategy, sampler, noise_multiplier or 0.0, delta, **batches)
         return cls(
-            accounting=FixedOrderAccounting(strategy, noise_multiplier or 0.0, delta),
+            accounting=accounting,
             max_grad_norm=max_grad_norm,
             expected_batch_size=sampler.global_batch_size * accumulation,
             accumulation=accumulation,
+            batches_per_epoch=batches_per_epoch,
             num_examples=sampler.num_examples,
-            order_seed=sampler.seed,
             parameters=tuple((names[id(p)], tuple(p.shape)) for p in parameters),
         )
 
@@ -98,20 +104,14 @@ class PrivacyPlan:
 
     def fingerprint(self) -> dict[str, Any]:
         """What a resumed run must share with the one that it continues, as plain containers."""
-        strategy = self.accounting.strategy
         return {
-            "steps": strategy.participation.steps,
-            "participations": strategy.participation.participations,
-            "separation": strategy.participation.separation,
-            "strategy": strategy.name,
-            "coefficients": (strategy.coefficients if strategy.noising is None else strategy.noising).tolist(),
-            "noise_multiplier": self.accounting.noise_multiplier,
+            **self.accounting.fingerprint(),
             "delta": self.accounting.delta,
             "max_grad_norm": self.max_grad_norm,
             "expected_batch_size": self.expected_batch_size,
             "accumulation": self.accumulation,
+            "batches_per_epoch": self.batches_per_epoch,
             "num_examples": self.num_examples,
-            "order_seed": self.order_seed,
             "parameters": [[name, list(shape)] for name, shape in self.parameters],
         }
 
@@ -140,21 +140,19 @@ class PrivacyPlan:
 
     def describe(self) -> str:
         """One line on the noise, for the log at the start."""
-        strategy, schedule = self.accounting.strategy, self.accounting.strategy.participation
+        strategy = self.accounting.strategy
         return (
-            f"Private training: {strategy.name} noise with bandwidth p={strategy.bandwidth} over n={schedule.steps}"
-            f" steps, k={schedule.participations} participations at least b={schedule.separation} steps apart;"
-            f" sensitivity {strategy.sensitivity():.4f}, noise multiplier {self.accounting.noise_multiplier:.4f},"
-            f" expected error {strategy.expected_error():.4g}."
+            f"Private training: {strategy.name} noise with bandwidth p={strategy.bandwidth};"
+            f" {self.accounting.describe()}; expected error {self.accounting.expected_error():.4g}."
         )
 
     def guarantee(self, steps: int) -> str:
         """The claim after ``steps`` optimizer steps, with everything that it rests on."""
-        schedule = self.accounting.strategy.participation
+        accounting = self.accounting
         return (
-            f"({self.epsilon_after(steps):.4g}, {self.accounting.delta:g})-differential privacy for the model after"
-            f" each of the {steps} of {schedule.steps} steps together, against leaving out any one training example"
-            f" (zero-out adjacency; {self.num_examples} examples in a fixed order, gradients clipped at"
-            f" {self.max_grad_norm:g}). Not covered: metrics logged on the training data, and this run's checkpoints"
+            f"({self.epsilon_after(steps):.4g}, {accounting.delta:g})-differential privacy for the model after each of"
+            f" the {steps} of {accounting.strategy.participation.steps} steps together, {accounting.neighbours}"
+            f" ({accounting.adjacency} adjacency; {self.num_examples} examples {accounting.order}, gradients clipped"
+            f" at {self.max_grad_norm:g}). Not covered: metrics logged on the training data, and this run's checkpoints"
             " with their noise state."
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Literal, cast
 
@@ -15,23 +15,12 @@ from lit_methods.differential_privacy.budget import check_budget
 from lit_methods.differential_privacy.factorization import BandedSquareRoot, Factorization
 from lit_methods.differential_privacy.ghost import GhostGradients
 from lit_methods.differential_privacy.guards import check_normalization, check_parameters
-from lit_methods.differential_privacy.loaders import AccountedLoader, _rebuild, fixed_order_loader
+from lit_methods.differential_privacy.loaders import AccountedLoader
 from lit_methods.differential_privacy.plan import PrivacyPlan
 from lit_methods.differential_privacy.probes import BufferWatch
 from lit_methods.differential_privacy.run import Clipping, PrivateRun
-from lit_methods.differential_privacy.samplers import FixedOrderBatchSampler
-
-
-class _WatchedOrder(FixedOrderBatchSampler):
-    """A fixed order that asks before each pass whether it may begin where it would."""
-
-    def __init__(self, order: FixedOrderBatchSampler) -> None:
-        self.__dict__.update(order.__dict__)
-        self.before_pass: Callable[[int], None] = lambda start: None
-
-    def __iter__(self) -> Iterator[list[int]]:
-        self.before_pass(self._start)
-        yield from super().__iter__()
+from lit_methods.differential_privacy.samplers import AccountedBatchSampler
+from lit_methods.differential_privacy.sampling import FixedOrder, Sampling
 
 
 class PrivateTraining(PrivateRun):
@@ -39,7 +28,7 @@ class PrivateTraining(PrivateRun):
 
     Attributes:
         optimizer: The private optimizer.
-        loader: The training data in fixed order; every batch needs exactly one optimizer step.
+        loader: The training data, rebuilt; every batch needs exactly one optimizer step, an empty one too.
         plan: The run, worked out.
     """
 
@@ -50,20 +39,27 @@ class PrivateTraining(PrivateRun):
         plan: PrivacyPlan,
         loader: AccountedLoader,
         *,
+        ledger: bool,
         clipping: Clipping,
         loss_reduction: Literal["mean", "sum"],
         allowed_buffers: Sequence[str],
         unsafe_seed: int | None,
     ) -> None:
         super().__init__(
-            module, optimizer, plan, clipping=clipping, loss_reduction=loss_reduction, unsafe_seed=unsafe_seed
+            module,
+            optimizer,
+            plan,
+            cast(AccountedBatchSampler, loader.batch_sampler),
+            ledger=ledger,
+            clipping=clipping,
+            loss_reduction=loss_reduction,
+            unsafe_seed=unsafe_seed,
         )
+        self.loader = loader
         self._module, self._loss_reduction = module, loss_reduction
         self._buffers = BufferWatch(module, allowed_buffers)
         self.optimizer.attach_step_hook(self._before_release)
-        order = _WatchedOrder(cast(FixedOrderBatchSampler, loader.batch_sampler))
-        order.before_pass = self._before_pass
-        self._order, self.loader = order, _rebuild(loader, order)
+        self.sampler.before_pass = self._before_pass
 
     def backward(self, losses: Tensor) -> None:
         """The backward pass, for either clipping.
@@ -79,13 +75,13 @@ class PrivateTraining(PrivateRun):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :meth:`PrivateRun.load_state_dict`; the next pass over the data begins where the saved one stopped."""
         super().load_state_dict(state)
-        self._order.start_at(self.position)
+        self.sampler.start_at(self.position)
 
     def _before_pass(self, start: int) -> None:
         if start != self.position:
             raise RuntimeError(
                 f"A pass over the data would begin at batch {start}, but {self.noise.step} optimizer steps of"
-                f" {len(self._order)} batches each lead to batch {self.position}: examples would take part more often"
+                f" {len(self.loader)} batches each lead to batch {self.position}: examples would take part more often"
                 " than the noise was planned for. Finish each pass, and take one step per batch; for larger batches"
                 " than fit into memory use opacus.utils.batch_memory_manager.BatchMemoryManager."
             )
@@ -119,7 +115,8 @@ def make_private(
     factorization: Factorization | None = None,
     clipping: Clipping = "per_sample",
     loss_reduction: Literal["mean", "sum"] = "mean",
-    order_seed: int = 0,
+    sampling: Sampling | None = None,
+    ledger: bool = False,
     allowed_buffers: Sequence[str] = (),
     unsafe_seed: int | None = None,
 ) -> PrivateTraining:
@@ -151,7 +148,8 @@ def make_private(
         factorization: Another strategy in place of BSR.
         clipping: ``"per_sample"`` keeps a gradient per example in memory; ``"ghost"`` takes two backward passes.
         loss_reduction: How the loss takes a batch together, where the loop calls ``loss.backward()`` itself.
-        order_seed: Seed of the frozen partition of the data into batches.
+        sampling: How batches are made; ``FixedOrder()`` unless given.
+        ledger: For debugging: hold every batch to the plan as it is drawn.
         allowed_buffers: Patterns of buffers that may change because they do not depend on the data.
         unsafe_seed: Seed of the noise for tests; whoever knows it can subtract the noise.
 
@@ -174,7 +172,7 @@ def make_private(
     check_normalization(module)
     shared = distributed.is_available() and distributed.is_initialized()
     rank, world_size = (distributed.get_rank(), distributed.get_world_size()) if shared else (0, 1)
-    ordered = fixed_order_loader(loader, order_seed, rank, world_size)
+    ordered = (sampling or FixedOrder()).loader(loader, rank=rank, world_size=world_size)
     plan = PrivacyPlan.make(
         module,
         optimizer,
@@ -182,7 +180,7 @@ def make_private(
         steps=epochs * len(ordered),
         batches_per_epoch=len(ordered),
         accumulation=1,
-        sampler=cast(FixedOrderBatchSampler, ordered.batch_sampler),
+        sampler=cast(AccountedBatchSampler, ordered.batch_sampler),
         max_grad_norm=max_grad_norm,
         delta=delta,
         epsilon=epsilon,
@@ -193,6 +191,7 @@ def make_private(
         optimizer,
         plan,
         ordered,
+        ledger=ledger,
         clipping=clipping,
         loss_reduction=loss_reduction,
         allowed_buffers=allowed_buffers,

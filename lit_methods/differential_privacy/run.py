@@ -9,10 +9,12 @@ from torch.optim import Optimizer
 
 from lit_methods.differential_privacy.ghost import GhostGradients
 from lit_methods.differential_privacy.gradients import PerSampleGradients
+from lit_methods.differential_privacy.ledger import ParticipationLedger
 from lit_methods.differential_privacy.noise import CorrelatedNoise
 from lit_methods.differential_privacy.optimizer import CorrelatedNoiseOptimizer, GhostCorrelatedNoiseOptimizer
 from lit_methods.differential_privacy.plan import PrivacyPlan
-from lit_methods.differential_privacy.run_state import check_complete, epoch_position, run_state
+from lit_methods.differential_privacy.run_state import check_complete, run_state
+from lit_methods.differential_privacy.samplers import AccountedBatchSampler
 
 Clipping = Literal["per_sample", "ghost"]
 
@@ -24,6 +26,8 @@ class PrivateRun:
         module: What is trained.
         optimizer: Its only optimizer; the private one steps it.
         plan: The run, worked out for both.
+        sampler: What makes its batches.
+        ledger: Whether the batches are held to the plan as they are drawn.
         clipping: ``"per_sample"`` keeps a gradient per example; ``"ghost"`` takes two backward passes instead.
         loss_reduction: How the loss takes a batch together, for ``clipping="per_sample"``.
         gradient_scale: What the loss was divided by (gradient accumulation), for ``clipping="per_sample"``.
@@ -43,7 +47,9 @@ class PrivateRun:
         module: nn.Module,
         optimizer: Optimizer,
         plan: PrivacyPlan,
+        sampler: AccountedBatchSampler,
         *,
+        ledger: bool = False,
         clipping: Clipping = "per_sample",
         loss_reduction: Literal["mean", "sum"] = "mean",
         gradient_scale: float = 1.0,
@@ -51,7 +57,9 @@ class PrivateRun:
     ) -> None:
         if clipping not in get_args(Clipping):
             raise ValueError(f"clipping must be one of {get_args(Clipping)}, but is {clipping!r}.")
-        self.plan = plan
+        self.plan, self.sampler = plan, sampler
+        if ledger:
+            sampler.ledger = ParticipationLedger(plan.accounting.strategy.participation, plan.accumulation)
         device = next(p.device for p in module.parameters() if p.requires_grad)
         self.noise = CorrelatedNoise.of(
             plan.accounting.strategy, plan.dimension, generator_seed=unsafe_seed, device=device
@@ -77,8 +85,8 @@ class PrivateRun:
 
     @property
     def position(self) -> int:
-        """Physical batches of the epoch that were trained on."""
-        return epoch_position(self.plan, self.noise.step)
+        """The physical batch that is due, as the sampler counts: of the epoch, or of the run."""
+        return self.sampler.position_after(self.noise.step, self.plan.accumulation, self.plan.batches_per_epoch)
 
     def epsilon(self) -> float:
         """``epsilon`` spent so far, at the plan's ``delta``."""
@@ -90,7 +98,7 @@ class PrivateRun:
 
     def state_dict(self) -> dict[str, Any]:
         """The noise's state and the plan's fingerprint. Secret: with it the noise can be subtracted."""
-        return run_state(self.plan, self.noise, self.optimizer.pending)
+        return run_state(self.plan, self.noise, self.sampler, self.optimizer.pending)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where the saved run stopped.
@@ -100,12 +108,16 @@ class PrivateRun:
 
         Raises:
             ValueError: If it is stripped of its noise, was saved in the middle of an accumulation, or belongs to
-                another plan.
+                another plan or another order of the data.
         """
         check_complete(state)
         self.plan.check_resumable(state["fingerprint"])
+        self.sampler.load_state_dict(state["sampler"])
         self.noise.load_state_dict(state["noise"])
+        if self.sampler.ledger is not None:
+            self.sampler.ledger.step = self.noise.step
 
     def close(self) -> None:
         """Leaves the module as it was found."""
         self.gradients.remove()
+        self.sampler.ledger = None

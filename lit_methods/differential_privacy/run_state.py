@@ -10,6 +10,7 @@ import torch
 
 from lit_methods.differential_privacy.noise import CorrelatedNoise
 from lit_methods.differential_privacy.plan import PrivacyPlan
+from lit_methods.differential_privacy.samplers import AccountedBatchSampler
 
 
 def random_state() -> dict[str, Any]:
@@ -42,17 +43,15 @@ def set_random_state(state: dict[str, Any]) -> None:
     np.random.set_state({**state["numpy"], "state": {**inner, "key": key}})  # noqa: NPY002
 
 
-def epoch_position(plan: PrivacyPlan, steps: int) -> int:
-    """Physical batches of the current epoch that were trained on after ``steps`` optimizer steps."""
-    return steps % plan.accounting.strategy.participation.separation * plan.accumulation
-
-
-def run_state(plan: PrivacyPlan, noise: CorrelatedNoise, pending: bool) -> dict[str, Any]:
-    """The noise's state and the plan's fingerprint. Secret: with it the noise can be subtracted.
+def run_state(
+    plan: PrivacyPlan, noise: CorrelatedNoise, sampler: AccountedBatchSampler, pending: bool
+) -> dict[str, Any]:
+    """The noise's state, the batches' seed and the plan's fingerprint. Secret: with it the noise can be subtracted.
 
     Args:
         plan: The run.
         noise: Its noise.
+        sampler: What makes its batches.
         pending: Whether clipped gradients wait for their step.
 
     Returns:
@@ -61,7 +60,8 @@ def run_state(plan: PrivacyPlan, noise: CorrelatedNoise, pending: bool) -> dict[
     return {
         "fingerprint": plan.fingerprint(),
         "noise": noise.state_dict(),
-        "position": epoch_position(plan, noise.step),
+        "sampler": sampler.state_dict(),
+        "position": sampler.position_after(noise.step, plan.accumulation, plan.batches_per_epoch),
         "pending": pending,
     }
 

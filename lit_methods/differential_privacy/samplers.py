@@ -23,6 +23,7 @@ class AccountedBatchSampler(BatchSampler, ABC):
         rank: This process.
         world_size: Number of processes that share each batch.
         ledger: For debugging: sees each batch as it is drawn, and raises where the schedule is broken.
+        before_pass: Called with the batch that a pass is about to begin with.
 
     Raises:
         ValueError: On sizes below 1, or a rank outside ``[0, world_size)``.
@@ -38,6 +39,7 @@ class AccountedBatchSampler(BatchSampler, ABC):
         self.rank, self.world_size = rank, world_size
         self.global_batch_size = batch_size * world_size
         self.ledger: ParticipationLedger | None = None
+        self.before_pass: Callable[[int], None] | None = None
         self._start, self._lost = 0, False
         self._position: Callable[[], int] | None = None
 
@@ -84,8 +86,8 @@ class AccountedBatchSampler(BatchSampler, ABC):
             raise ValueError(f"batch must be at least 0, but is {batch!r}.")
         self._start, self._lost = batch, False
 
-    def follow(self, position: Callable[[], int]) -> None:
-        """Lets every pass begin at the batch that ``position`` names when the pass is begun."""
+    def follow(self, position: Callable[[], int] | None) -> None:
+        """Lets every pass begin at the batch that ``position`` names when the pass is begun, until told otherwise."""
         self._position = position
 
     @abstractmethod
@@ -132,7 +134,10 @@ class AccountedBatchSampler(BatchSampler, ABC):
                 " was left before its end. Examples would come again before their time. Call start_at with"
                 " position_after of the optimizer steps taken, or follow."
             )
-        batches = self._batches(self._start if self._position is None else self._position())
+        start = self._start if self._position is None else self._position()
+        if self.before_pass is not None:
+            self.before_pass(start)
+        batches = self._batches(start)
         yield from batches if self.ledger is None else self.ledger.watch(batches)
 
 

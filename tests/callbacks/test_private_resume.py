@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_methods.differential_privacy import CyclicPoisson, FixedOrder, Sampling
 from tests.callbacks.toys import Toy, flat, private, toy_loader, toy_trainer
 
 
@@ -64,9 +65,7 @@ def test_workers_resume_in_the_middle_of_an_epoch_too(tmp_path: Path) -> None:
     [
         ({"epsilon": 4.0}, 8, {}, "noise_multiplier"),
         ({"max_grad_norm": 2.0}, 8, {}, "max_grad_norm"),
-        ({"order_seed": 1}, 8, {}, "order_seed"),
         ({"bandwidth": 2}, 8, {}, "coefficients"),
-        ({}, 7, {}, "batch_size"),
         ({}, 8, {"max_epochs": 4}, "steps"),
     ],
 )
@@ -78,6 +77,20 @@ def test_a_changed_plan_is_refused(
     with pytest.raises(ValueError, match=f"another private run.*{names}"):
         toy_trainer(private(**changed), **trainer_options).fit(model, toy_loader(batch_size), ckpt_path=checkpoint)
     assert not any(hasattr(p, "grad_sample") for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("sampling", "batch_size", "names"),
+    [
+        (FixedOrder(1), 8, r"seed \(saved 0, now 1\)"),
+        (FixedOrder(), 7, r"global_batch_size \(saved 8, now 7\)"),
+        (CyclicPoisson(4), 8, r"kind \(saved 'fixed order', now 'cyclic Poisson'\)"),
+    ],
+)
+def test_a_changed_order_is_refused(tmp_path: Path, sampling: Sampling, batch_size: int, names: str) -> None:
+    checkpoint = interrupted(tmp_path, 3)
+    with pytest.raises(ValueError, match=f"saved order of the data is another one: {names}"):
+        toy_trainer(private(sampling=sampling)).fit(Toy(), toy_loader(batch_size), ckpt_path=checkpoint)
 
 
 def test_a_changed_model_is_refused(tmp_path: Path) -> None:

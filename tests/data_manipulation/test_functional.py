@@ -66,7 +66,7 @@ def test_class_weights() -> None:
 
 def test_lazy_adam_is_adam_per_row() -> None:
     rows = torch.zeros(3, dtype=torch.float64)
-    first, second, visits = torch.zeros(2, 3).double().unbind() + (torch.zeros(3),)
+    first, second, visits = *torch.zeros(2, 3).double().unbind(), torch.zeros(3)
     twins = [torch.nn.Parameter(torch.zeros((), dtype=torch.float64)) for _ in range(3)]
     adams = [torch.optim.Adam([p], lr=0.1, eps=1e-12) for p in twins]
     for step in range(6):

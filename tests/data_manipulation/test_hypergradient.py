@@ -238,7 +238,7 @@ def test_last_layer_says_what_it_needs() -> None:
     toy.optimizer = torch.optim.SGD(toy.network[0].parameters(), lr=0.1)
     with pytest.raises(ValueError, match="is not trained by the optimizer"):
         LastLayer().gains(toy.problem())
-    with pytest.raises(ValueError, match="names no nn.Linear"):
+    with pytest.raises(ValueError, match=r"names no nn\.Linear"):
         LastLayer().gains(Problem(nn.Conv2d(1, 1, 1), toy.losses, toy.val_loss, toy.optimizer.param_groups))
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, SequentialSampler
 from lit_methods.differential_privacy import functional as F
 from lit_methods.differential_privacy.accounting import FixedOrderAccounting
 from lit_methods.differential_privacy.amplification import CyclicPoissonAccounting, poisson_sampled_gaussian_epsilon
-from lit_methods.differential_privacy.calibration import account, calibrate
+from lit_methods.differential_privacy.calibration import account, calibrate, cycle_length_errors
 from lit_methods.differential_privacy.factorization import (
     BandedInverseSquareRoot,
     BandedSquareRoot,
@@ -223,3 +223,25 @@ def test_bad_numbers(noise_multiplier: float, delta: float, match: str) -> None:
     plan = Identity().strategy(Workload.sgd(), draws.participation(10), 10)
     with pytest.raises(ValueError, match=match):
         account(plan, draws, noise_multiplier, delta)
+
+
+def test_the_error_by_cycle_length_is_that_of_a_dense_mechanism_where_all_take_part() -> None:
+    steps, epsilon, delta, momentum = 6, 2.0, 1e-5, 0.5
+    found = cycle_length_errors(
+        Workload.sgd(momentum=momentum), num_examples=8, batch_size=8, steps=steps, epsilon=epsilon, delta=delta
+    )
+    workload = np.array(
+        [[sum(momentum**i for i in range(t - s + 1)) if s <= t else 0.0 for s in range(steps)] for t in range(steps)]
+    )
+    noise = F.gaussian_noise_multiplier(epsilon, delta) * math.sqrt(steps)
+    assert found == {1: pytest.approx(noise * np.linalg.norm(workload) / math.sqrt(steps), rel=1e-4)}
+
+
+def test_the_error_by_cycle_length_is_that_of_the_run_that_is_then_made() -> None:
+    workload, steps = Workload.sgd(momentum=0.9), 30
+    found = cycle_length_errors(workload, num_examples=100, batch_size=10, steps=steps, epsilon=1.0, delta=1e-5)
+    assert list(found) == [1, 2, 4, 8]
+    draws = CyclicPoissonBatchSampler(100, 10, 4, unsafe_seed=7)
+    made = BandedSquareRoot(4).strategy(workload, draws.participation(steps), 3)
+    planned = calibrate(made, draws, 1.0, 1e-5)
+    assert found[4] == pytest.approx(planned.noise_std * made.decoder_norm(), rel=1e-5)

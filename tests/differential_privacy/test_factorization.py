@@ -121,7 +121,7 @@ def test_best_closed_form_takes_bisr_when_memory_is_short_and_bsr_else(caplog: p
 
 
 def test_error_curves_start_at_independent_noise() -> None:
-    curves = error_curves(WORKLOAD, Participation(60, 3, 20))
+    curves = error_curves(WORKLOAD, Participation(60, 3, 20), 20)
     identity = Identity().strategy(WORKLOAD, Participation(60, 3, 20), 1).expected_error()
     for points in curves.values():
         assert points[0] == (1, pytest.approx(identity))

@@ -1,6 +1,7 @@
 """Private training in a plain loop: the same weights as under the callback, guarded and resumable."""
 
 import math
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -11,7 +12,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_methods.differential_privacy import FixedOrderBatchSampler, PrivateTraining, make_private
+from lit_methods.differential_privacy import (
+    CyclicPoisson,
+    FixedOrder,
+    FixedOrderBatchSampler,
+    PrivateTraining,
+    make_private,
+)
 
 EXAMPLES, BATCH = 42, 8
 
@@ -139,6 +146,30 @@ def test_resumed_equals_uninterrupted(steps: int) -> None:
     while other.noise.step < 18:
         one_pass(resumed, other)
     assert torch.equal(flat(resumed), trained())
+
+
+def test_cyclic_poisson_sampling_resumes_with_its_secret_seed() -> None:
+    network = model()
+    private = started(network, sampling=CyclicPoisson(3), ledger=True)
+    one_pass(network, private)
+    saved = private.state_dict(), deepcopy(private.optimizer.state_dict()), deepcopy(network.state_dict())
+    while private.noise.step < 18:
+        one_pass(network, private)
+    resumed = model()
+    other = started(resumed, sampling=CyclicPoisson(3), unsafe_seed=9)
+    for target, state in zip((other, other.optimizer, resumed), saved, strict=True):
+        target.load_state_dict(state)
+    while other.noise.step < 18:
+        one_pass(resumed, other)
+    assert torch.equal(flat(resumed), flat(network))
+    assert other.epsilon() == pytest.approx(8.0, rel=1e-3)
+    assert "adding or removing any one training example" in other.guarantee()
+
+
+def test_another_order_is_refused() -> None:
+    saved = started(model()).state_dict()
+    with pytest.raises(ValueError, match="seed \\(saved 0, now 1\\)"):
+        started(model(), sampling=FixedOrder(1)).load_state_dict(saved)
 
 
 @pytest.mark.parametrize(
