@@ -4,7 +4,7 @@ A new method joins by one `Entry`: `tests/test_matrix.py` fails until it has one
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,6 +125,20 @@ def _banded_square_root_noise(folder: Path, processes: int = 1) -> Parts:
     return Parts(lit_methods.Classifier(toy_network(), CLASSES), [callback], data, trainer)
 
 
+def _data_weighting(folder: Path, processes: int = 1) -> Parts:
+    callback = lit_methods.DataWeighting(criterion="loss", warmup_epochs=0)
+    data = ToyData(*toy_tensors(), torch.arange(EXAMPLES), batch_size=BATCH // processes)
+    return Parts(lit_methods.Classifier(toy_network(), CLASSES), [callback], data)
+
+
+def _indexed(make: Callable[[], ToyData]) -> Callable[[], ToyData]:
+    def data() -> ToyData:
+        tensors = make().dataset.tensors
+        return ToyData(*tensors, torch.arange(len(tensors[0])))
+
+    return data
+
+
 def _narrow() -> ToyData:
     inputs, labels = toy_tensors()
     return ToyData(inputs[:, 1:], labels)
@@ -152,6 +166,7 @@ _FROM_TORCH = (
     Bad("narrow inputs", _narrow, (RuntimeError, r"shapes cannot be multiplied \(8x3 and 4x6\)")),
     Bad("unknown label", _unknown_label, (IndexError, "Target 3 is out of bounds")),
 )
+_FROM_TORCH_INDEXED = tuple(replace(bad, data=_indexed(bad.data)) for bad in _FROM_TORCH)
 _NONE_OF_OURS = "Lightning resumes in mid-epoch only with a stateful loader; the plain one starts its epoch again"
 
 ENTRIES = (
@@ -181,6 +196,19 @@ ENTRIES = (
             Bad("one NaN input", _nan(0), finite=True),
             Bad("every other input NaN", _nan(*range(0, EXAMPLES, 2)), finite=True),
         ),
+    ),
+    Entry(
+        "DataWeighting",
+        _data_weighting,
+        configs=("data_manipulation/digits_noise.yaml", "data_manipulation/digits_imbalance.yaml"),
+        reload=lambda: {"network": toy_network()},
+        bad=(
+            *_FROM_TORCH_INDEXED,
+            Bad("no index", lambda: ToyData(*toy_tensors()), (ValueError, "has no index of its examples")),
+            Bad("empty loader", _indexed(_empty), warning="across ranks is zero"),
+            Bad("NaN input", _indexed(_nan(0)), warning="gain that is not finite", finite=False),
+        ),
+        skips={"resumes_mid_epoch": _NONE_OF_OURS},
     ),
 )
 

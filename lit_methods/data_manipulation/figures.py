@@ -60,7 +60,7 @@ def picture_figure(pictures: Sequence[Tensor], captions: Sequence[str]) -> Figur
     for axes, picture, caption in zip(figure.axes, pictures, captions, strict=False):
         values = picture.detach().float().cpu()
         values = (values - values.min()) / (values.max() - values.min()).clamp(min=1e-6)
-        axes.imshow(values.permute(1, 2, 0).squeeze(-1), cmap="gray")
+        axes.imshow(values.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray")
         axes.set_title(caption, fontsize=7)
     return figure
 
