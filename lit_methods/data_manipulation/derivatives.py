@@ -124,7 +124,7 @@ class FiniteDifference(Derivative):
             )
         length = float(norm(direction))
         radius = RADII[dtype] if self.radius is None else self.radius
-        return radius / length if length > 0 else None
+        return radius / length if length != 0 else None
 
 
 class ForwardMode(Derivative):
