@@ -187,6 +187,7 @@ def step_cost(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
                 row[name] = seconds[row["side"]] / stepper.every / seconds["plain"]
                 row[f"{name} memory"] = own_bytes["bytes"] / plain_bytes["bytes"]
     kinds = list(networks(quick))
+    rows = [row for row in rows if len(row) > 1]
     columns = [key for kind in kinds for key in (kind, f"{kind} memory")]
     table(
         "(a) one training step, time and saved tensors; plain step = 1, 16 validation examples",

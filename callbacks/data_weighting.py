@@ -11,9 +11,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from lit_methods.data_manipulation.guards import check_optimizer, check_strategy, count_labels
+from lit_methods.data_manipulation.guards import check_optimizer, check_strategy, count_labels, validation_loader
 from lit_methods.data_manipulation.hypergradient import Hypergradient
 from lit_methods.data_manipulation.lookahead import OptimizerStep
 from lit_methods.data_manipulation.problem import random_state_kept
@@ -143,7 +142,9 @@ class DataWeighting(Callback):
             optimizer,
             _length(trainer.train_dataloader) if self.num_samples is None else self.num_samples,
             counts,
-            self._val_loader(trainer) if self.strategy.needs_gains else None,
+            validation_loader(trainer, self.val_dataloader, "a loader of clean examples")
+            if self.strategy.needs_gains
+            else None,
             self.reading,
             lambda batch: trainer.strategy.batch_to_device(batch, device),
         )
@@ -258,18 +259,6 @@ class DataWeighting(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps a checkpoint's state until training starts."""
         self._restored = state_dict or None
-
-    def _val_loader(self, trainer: Trainer) -> Iterable[Any]:
-        if self.val_dataloader is not None:
-            return self.val_dataloader
-        trainer.fit_loop.epoch_loop.val_loop.setup_data()
-        found: Any = trainer.val_dataloaders
-        if not isinstance(found, DataLoader):
-            raise MisconfigurationException(
-                f"val_dataloader=None takes the Trainer's validation loader, but there is {type(found).__name__}. Pass"
-                " val_dataloader=, a loader of clean examples."
-            )
-        return found
 
 
 def _length(loader: Any) -> int:

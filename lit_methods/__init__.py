@@ -8,8 +8,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lit_methods.callbacks import BandedSquareRootNoise, DataWeighting
+    from lit_methods.callbacks import BandedSquareRootNoise, DataWeighting, LearnedAugmentation
     from lit_methods.classifier import Classifier
+    from lit_methods.data_manipulation import ConditionalMaskedLM, TextClassifier
     from lit_methods.datamodules import (
         Degradation,
         DigitsDataModule,
@@ -25,6 +26,7 @@ __version__ = version("lit-methods")
 __all__ = [
     "BandedSquareRootNoise",
     "Classifier",
+    "ConditionalMaskedLM",
     "DataWeighting",
     "Degradation",
     "DigitsDataModule",
@@ -33,12 +35,15 @@ __all__ = [
     "HubImageDataModule",
     "HubTextDataModule",
     "IndexedDataset",
+    "LearnedAugmentation",
+    "TextClassifier",
     "__version__",
 ]
 
 _HOMES = {
     "BandedSquareRootNoise": "lit_methods.callbacks",
     "Classifier": "lit_methods.classifier",
+    "ConditionalMaskedLM": "lit_methods.data_manipulation",
     "DataWeighting": "lit_methods.callbacks",
     "Degradation": "lit_methods.datamodules",
     "DigitsDataModule": "lit_methods.datamodules",
@@ -47,6 +52,8 @@ _HOMES = {
     "HubImageDataModule": "lit_methods.datamodules",
     "HubTextDataModule": "lit_methods.datamodules",
     "IndexedDataset": "lit_methods.datamodules",
+    "LearnedAugmentation": "lit_methods.callbacks",
+    "TextClassifier": "lit_methods.data_manipulation",
 }
 
 

@@ -1,5 +1,9 @@
 """Learned data manipulation: weights and augmentations learned on a validation set (Hu et al. 2019)."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lit_methods.data_manipulation.augmenter import MaskedLMAugmenter, Proposal
 from lit_methods.data_manipulation.derivatives import (
     Derivative,
     DoubleBackward,
@@ -24,10 +28,15 @@ from lit_methods.data_manipulation.steps import (
     WeightStep,
 )
 from lit_methods.data_manipulation.strategies import LearnedWeights, SampleBatch, UniformWeights, WeightingStrategy
+from lit_methods.data_manipulation.text_network import TextNetwork
 from lit_methods.data_manipulation.weights import WeightTable
+
+if TYPE_CHECKING:
+    from lit_methods.data_manipulation.module import ConditionalMaskedLM, TextClassifier
 
 __all__ = [
     "AtTheta",
+    "ConditionalMaskedLM",
     "DecayingStep",
     "Derivative",
     "DoubleBackward",
@@ -41,6 +50,7 @@ __all__ = [
     "LearnedWeights",
     "Linear",
     "LookAhead",
+    "MaskedLMAugmenter",
     "MetaWeightNet",
     "Normalization",
     "NormalizedStep",
@@ -49,9 +59,12 @@ __all__ = [
     "PlainGradient",
     "PlainStep",
     "Problem",
+    "Proposal",
     "RenReweighting",
     "SampleBatch",
     "Softmax",
+    "TextClassifier",
+    "TextNetwork",
     "TrainingStep",
     "UniformWeights",
     "WeightStep",
@@ -59,3 +72,12 @@ __all__ = [
     "WeightingStrategy",
     "weighted_mean",
 ]
+
+_LATE = {"ConditionalMaskedLM", "TextClassifier"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the LightningModules when they are asked for."""
+    if name in _LATE:
+        return getattr(import_module(f"{__name__}.module"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

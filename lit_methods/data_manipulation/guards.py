@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
 Reader = Callable[[Any], Tensor]
 LABEL_KEYS = ("label", "labels")
@@ -28,6 +29,28 @@ def check_strategy(trainer: Trainer) -> None:
             f"strategy={type(strategy).__name__} may shard parameters, but the look-ahead moves whole ones."
             " Train on one device or with strategy='ddp'."
         )
+
+
+def validation_loader(trainer: Trainer, given: Iterable[Any] | None, remedy: str) -> Iterable[Any]:
+    """The given loader, or the Trainer's only validation loader.
+
+    Raises:
+        MisconfigurationException: If the Trainer has none, or several.
+    """
+    if given is not None:
+        return given
+    found: Any = None
+    try:
+        trainer.fit_loop.epoch_loop.val_loop.setup_data()
+        found = trainer.val_dataloaders
+    except MisconfigurationException:
+        pass  # Lightning's sentence about a missing method of the module; ours names the argument
+    if not isinstance(found, DataLoader):
+        raise MisconfigurationException(
+            f"val_dataloader=None takes the Trainer's validation loader, but there is {type(found).__name__}. Pass"
+            f" val_dataloader=, {remedy}."
+        )
+    return found
 
 
 def check_optimizer(optimizers: Sequence[Optimizer], chosen: int | None) -> Optimizer:
