@@ -158,11 +158,11 @@ class ToyTexts(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         if self.trainer is None or self.trainer.world_size == 1:
-            return DataLoader(self.rows, self.batch_size)
-        return DataLoader(self.rows, self.batch_size, sampler=DistributedSampler(self.rows, shuffle=False))
+            return DataLoader(self.rows, batch_size=self.batch_size)
+        return DataLoader(self.rows, batch_size=self.batch_size, sampler=DistributedSampler(self.rows, shuffle=False))
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.rows, self.batch_size)
+        return DataLoader(self.rows, batch_size=self.batch_size)
 
     test_dataloader = predict_dataloader = val_dataloader
 
@@ -271,7 +271,12 @@ ENTRIES = (
     Entry(
         "DataWeighting",
         _data_weighting,
-        configs=("data_manipulation/digits_noise.yaml", "data_manipulation/digits_imbalance.yaml"),
+        configs=(
+            "data_manipulation/digits_noise.yaml",
+            "data_manipulation/digits_imbalance.yaml",
+            "data_manipulation/cifar10_imbalance.yaml",
+            "data_manipulation/cifar10_low.yaml",
+        ),
         reload=lambda: {"network": toy_network()},
         bad=(
             *_FROM_TORCH_INDEXED,
@@ -285,7 +290,6 @@ ENTRIES = (
         "TextClassifier",
         _text_classifier,
         configs=(
-            "data_manipulation/docstrings_noise.yaml",
             "data_manipulation/sst2_imbalance.yaml",
             "data_manipulation/sst5_low.yaml",
             "data_manipulation/trec_low.yaml",
@@ -312,7 +316,7 @@ ENTRIES = (
         reload=lambda: {"network": _text_network()},
         bad=(
             *_BAD_TEXTS,
-            Bad("no texts", lambda: ToyData(*toy_tensors()), (IndexError, "too many indices|only integers|")),
+            Bad("no texts", lambda: ToyData(*toy_tensors()), (ValueError, "is no dict with input_ids, attention_mask")),
         ),
         skips={
             "resumes_mid_epoch": _NONE_OF_OURS,
