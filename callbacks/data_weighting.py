@@ -262,7 +262,7 @@ class DataWeighting(Callback):
 
 
 def _length(loader: Any) -> int:
-    dataset = getattr(loader, "dataset", None)
+    dataset: Any = getattr(loader, "dataset", None)
     if not hasattr(dataset, "__len__"):
         raise MisconfigurationException(
             f"num_samples=None takes the length of the training set, but {type(loader).__name__} has none. Pass"

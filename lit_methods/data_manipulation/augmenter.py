@@ -47,6 +47,9 @@ class MaskedLMAugmenter(nn.Module):
         TypeError: If `masked_lm` gives no logits over a vocabulary.
     """
 
+    special_token_ids: Tensor
+    label_embedding: nn.Embedding | None
+
     def __init__(
         self,
         num_classes: int,
@@ -65,14 +68,15 @@ class MaskedLMAugmenter(nn.Module):
             raise ValueError(f"num_classes={num_classes} must be at least 2 and min_masked={min_masked} at least 1.")
         if not 0 < mask_ratio <= 1 or not temperature > 0:
             raise ValueError(f"mask_ratio={mask_ratio} must lie in (0, 1] and temperature={temperature} be positive.")
-        self.masked_lm: Any = _language_model(masked_lm, vocab_size, hidden_size, num_layers)
+        model: Any = _language_model(masked_lm, vocab_size, hidden_size, num_layers)
+        self.masked_lm: Any = model
         self.num_classes, self.mask_token_id = num_classes, mask_token_id
         self.mask_ratio, self.min_masked, self.temperature = mask_ratio, min_masked, temperature
         self.register_buffer("special_token_ids", torch.tensor(list(special_token_ids)), persistent=False)
         self.segments = self._inject_segments()
         self.label_embedding = None
         if not self.segments:
-            width = self.masked_lm.get_input_embeddings().embedding_dim
+            width = int(model.get_input_embeddings().embedding_dim)
             self.label_embedding = nn.Embedding(num_classes, width)
             nn.init.normal_(self.label_embedding.weight, std=0.02)
 
@@ -133,7 +137,7 @@ class MaskedLMAugmenter(nn.Module):
         Returns:
             The proposal, on the device of the tokens.
         """
-        free = attention_mask.bool() & ~torch.isin(input_ids, self.special_token_ids)  # type: ignore[arg-type]
+        free = attention_mask.bool() & ~torch.isin(input_ids, self.special_token_ids)
         wanted = (attention_mask.sum(1) * self.mask_ratio + 1e-6).long().clamp(min=self.min_masked)
         order = torch.rand(input_ids.shape, generator=generator).to(input_ids.device).masked_fill(~free, 2.0)
         rank = order.argsort(dim=1).argsort(dim=1)
@@ -158,11 +162,12 @@ class MaskedLMAugmenter(nn.Module):
         """
         hidden = input_ids.masked_fill(proposal.masked, self.mask_token_id)
         logits = self(hidden, attention_mask, labels, proposal.masked)
-        soft = ((logits.float() + proposal.noise) / self.temperature).softmax(-1)
+        soft: Tensor = ((logits.float() + proposal.noise) / self.temperature).softmax(-1)
         if not hard:
             return soft
         sharp = nn.functional.one_hot(soft.argmax(-1), self.vocab_size).to(soft)
-        return sharp + soft - soft.detach()
+        straight: Tensor = sharp + soft - soft.detach()
+        return straight
 
 
 def _language_model(given: nn.Module | str | Path | None, vocab_size: int, width: int, layers: int) -> nn.Module:

@@ -21,7 +21,8 @@ RADII = {torch.float32: 1e-2, torch.float64: 1e-5}
 def norm(direction: Sequence[Tensor]) -> Tensor:
     """Euclidean length of a list of tensors taken as one vector, a scalar."""
     lengths = torch._foreach_norm(list(direction))
-    return torch.linalg.vector_norm(torch.stack(lengths))
+    length: Tensor = torch.linalg.vector_norm(torch.stack(lengths))
+    return length
 
 
 class Derivative(ABC):

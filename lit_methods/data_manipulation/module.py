@@ -56,7 +56,7 @@ class TextClassifier(Classifier):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Class probabilities `(B, num_classes)`."""
-        return self(batch).softmax(dim=-1)
+        return cast(Tensor, self(batch)).softmax(dim=-1)
 
     def _evaluate(self, stage: str, batch: Any, accuracy: MulticlassAccuracy) -> None:
         super()._evaluate(stage, (batch, batch["label"]), accuracy)
@@ -111,7 +111,7 @@ class ConditionalMaskedLM(LightningModule):
     def predict_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
         """Most likely words `(B, T)` with every free token of a text proposed at once."""
         ids, attention = batch["input_ids"], batch["attention_mask"]
-        free = attention.bool() & ~torch.isin(ids, cast(Tensor, self.augmenter.special_token_ids))
+        free = attention.bool() & ~torch.isin(ids, self.augmenter.special_token_ids)
         logits = self.augmenter(ids, attention, batch["label"], free)
         return ids.masked_scatter(free, logits.argmax(-1))
 
@@ -128,7 +128,7 @@ class ConditionalMaskedLM(LightningModule):
     def _loss(self, batch: TextBatch, seed: int) -> Tensor:
         ids, attention = batch["input_ids"], batch["attention_mask"]
         generator = torch.Generator().manual_seed(seed)
-        special = cast(Tensor, self.augmenter.special_token_ids)
+        special = self.augmenter.special_token_ids
         free = attention.bool() & ~torch.isin(ids, special)
         draw = torch.rand(ids.shape, generator=generator).to(ids.device).masked_fill(~free, 2.0)
         chosen = free & ((draw < self.mask_probability) | (draw == draw.min(1, keepdim=True).values))

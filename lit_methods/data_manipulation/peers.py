@@ -73,7 +73,7 @@ class MetaWeightNet(WeightingStrategy):
             raise ValueError(
                 f"hidden={hidden} must be at least 1, lr={lr} and weight_decay={weight_decay} not negative."
             )
-        self._options = {"lr": lr, "weight_decay": weight_decay}
+        self._options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
         self._hidden, self._seed = hidden, seed
         self.start(1, None, torch.device("cpu"))
 

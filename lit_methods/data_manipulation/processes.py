@@ -24,7 +24,7 @@ def average(tensors: Sequence[Tensor]) -> None:
         flat = torch.cat([tensor.flatten() for tensor in same])
         dist.all_reduce(flat)
         flat /= dist.get_world_size()
-        for tensor, part in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
+        for tensor, part in zip(same, torch.split(flat, [tensor.numel() for tensor in same]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
 
@@ -81,6 +81,6 @@ def total(counts: Tensor) -> Tensor:
     if len(share.sizes) == 1:
         return counts
     summed = counts.new_zeros(max(share.sizes))
-    for part in gather(counts, share).split(share.sizes):
+    for part in torch.split(gather(counts, share), list(share.sizes)):
         summed[: len(part)] += part
     return summed

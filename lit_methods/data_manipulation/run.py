@@ -155,7 +155,8 @@ class WeightingRun:
         if val_loss is not None:
             self.meters["val_loss"] += val_loss
             self.meters["val_losses"] += 1
-        for one, part in zip(weighed, (gains / len(weighed)).split([w.share.size for w in weighed]), strict=True):
+        parts = torch.split(gains / len(weighed), [one.share.size for one in weighed])
+        for one, part in zip(weighed, parts, strict=True):
             found = gather(part, one.share)
             if bool(found.isfinite().all()):
                 self.strategy.update(one.known, one.weights, found)

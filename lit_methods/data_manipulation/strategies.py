@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_methods.data_manipulation.hypergradient import Hypergradient
-from lit_methods.data_manipulation.weights import Normalization, WeightStep, WeightTable
+from lit_methods.data_manipulation.steps import Normalization, WeightStep
+from lit_methods.data_manipulation.weights import WeightTable
 
 
-class SampleBatch(NamedTuple):
+@dataclass(frozen=True)
+class SampleBatch:
     """What a strategy may know of a batch, over all processes.
 
     Attributes:

@@ -39,18 +39,17 @@ class TextNetwork(nn.Module):
             loaded = AutoModelForSequenceClassification.from_pretrained(str(pretrained), num_labels=num_classes)
             self.encoder = loaded
             return
-        self.encoder = BertForSequenceClassification(
-            BertConfig(
-                vocab_size=vocab_size,
-                hidden_size=hidden_size,
-                num_hidden_layers=num_layers,
-                num_attention_heads=num_heads,
-                intermediate_size=4 * hidden_size,
-                hidden_dropout_prob=dropout,
-                attention_probs_dropout_prob=dropout,
-                num_labels=num_classes,
-            )
-        )
+        options: dict[str, Any] = {
+            "vocab_size": vocab_size,
+            "hidden_size": hidden_size,
+            "num_hidden_layers": num_layers,
+            "num_attention_heads": num_heads,
+            "intermediate_size": 4 * hidden_size,
+            "hidden_dropout_prob": dropout,
+            "attention_probs_dropout_prob": dropout,
+            "num_labels": num_classes,
+        }
+        self.encoder = BertForSequenceClassification(BertConfig(**options))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits `(B, C)` of tokens `(B, T)` with their mask `(B, T)`."""
