@@ -147,14 +147,18 @@ class ClassificationDataModule(LightningDataModule, ABC, Generic[Examples, Part]
         labels = true_labels if self.degradation is None else self.degradation.redraw(true_labels, self.num_classes)
         if held_out is not None:
             held_out = self._choose(*held_out, "validation")
+        elif self.degradation is not None and self.degradation.val_per_class is not None:
+            raise ValueError(
+                f"val_per_class={self.degradation.val_per_class} has nothing to choose from, for the data set has no "
+                f"validation part and val_fraction={self.val_fraction} holds none out; raise val_fraction."
+            )
         self.true_labels, self.corrupted = true_labels, labels != true_labels
         self.train_set = self.make_part(examples, labels, "train")
         self.val_set = None if held_out is None else self.make_part(*held_out, "validation")
         if self.degradation is not None:
-            rank_zero_info(
-                f"{type(self).__name__}: train {_balance(labels)}, of which {int(self.corrupted.sum())} have a wrong "
-                f"label; val {'none' if held_out is None else _balance(held_out[1])}."
-            )
+            wrong = f", {int(self.corrupted.sum())} of them wrong" if self.degradation.label_noise else ""
+            validation = "none" if held_out is None else _balance(held_out[1])
+            rank_zero_info(f"{type(self).__name__}: train {_balance(labels)}{wrong}; val {validation}.")
 
     def _require(self, split: Split) -> tuple[Examples, Tensor]:
         found = self.read(split)
@@ -183,4 +187,4 @@ class ClassificationDataModule(LightningDataModule, ABC, Generic[Examples, Part]
 
 
 def _balance(labels: Tensor) -> str:
-    return f"{len(labels)} examples, by class {labels.bincount().tolist()}"
+    return f"{len(labels)} examples, labels {labels.bincount().tolist()}"

@@ -69,6 +69,8 @@ class Degradation:
                     f"minority_rate={self.minority_rate} of train_per_class={self.train_per_class} leaves no "
                     "example of the minority; raise one of them."
                 )
+        elif self.minority_class != 0:
+            raise ValueError(f"minority_class={self.minority_class} does nothing alone; pass minority_rate= too.")
         if not 0 <= self.label_noise <= 1:
             raise ValueError(f"label_noise={self.label_noise} must lie in [0, 1].")
         if self.seed < 0:

@@ -1,8 +1,6 @@
 """Sentences of docstrings, labelled by library: real text without a download."""
 
-import ast
 import re
-import warnings
 import zlib
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -20,8 +18,8 @@ from .text import TextDataModule
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-
+# a triple-quoted string that opens a file or follows the colon of a header; ast takes fifteen times as long
+DOCSTRING = re.compile(r'(?:\A(?:\s*#[^\n]*\n)*|:[ \t]*(?:#[^\n]*)?\n)\s*r?"""(.*?)"""', re.DOTALL)
 _FOREIGN = {"test", "tests", "testing", "externals", "_vendor", "third_party"}
 _PROSE = re.compile(r"[A-Z](?:[\w ,;()'/-]|(?<! ):)*\.")
 _SENTENCE_END = re.compile(r"(?<=\.)\s+(?=[A-Z])")
@@ -31,8 +29,8 @@ _GIVEAWAY = re.compile(r"numpy|scipy|sklearn|scikit|torch|matplotlib|pyplot", re
 class DocstringDataModule(TextDataModule):
     """Which library is this sentence from? 5,000 sentences of docstrings of five libraries, 1,000 of each.
 
-    The libraries are dependencies of this package, so their sources are on the disk: they are parsed, not
-    imported, in about two seconds. Sentences have 6 to 40 words, none occurs twice (the first library keeps
+    The libraries are dependencies of this package, so their sources are on the disk: they are read, not
+    imported, in a second or two. Sentences have 6 to 40 words, none occurs twice (the first library keeps
     it), and none names one of the five. A stratified fifth is the test set and `val_fraction` is taken of the
     rest, both by `split_seed` alone: 3,600 for training, 400 for validation, 1,000 for the test by default.
 
@@ -142,22 +140,11 @@ def docstring_corpus(libraries: tuple[str, ...], count: int) -> tuple[list[str],
 
 def _sentences(library: str) -> Iterator[str]:
     for source in _sources(library):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of invalid escapes in foreign sources
-            tree = ast.parse(source)
-        for node in _documented(tree):
-            yield from prose(ast.get_docstring(node) or "")
+        for docstring in DOCSTRING.findall(source):
+            yield from prose(docstring)
 
 
-def _documented(node: _Documented) -> Iterator[_Documented]:
-    yield node
-    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        for child in node.body:
-            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                yield from _documented(child)
-
-
-def _sources(library: str) -> Iterator[bytes]:
+def _sources(library: str) -> Iterator[str]:
     spec = find_spec(library)
     if spec is None or not spec.submodule_search_locations:
         raise DatasetNotFoundError(
@@ -167,7 +154,7 @@ def _sources(library: str) -> Iterator[bytes]:
     names = [path.relative_to(root) for path in root.rglob("*.py")]
     own = [name for name in names if not _FOREIGN & set(name.parts)]
     for name in sorted(own, key=lambda name: (zlib.crc32(name.as_posix().encode()), name.as_posix())):
-        yield (root / name).read_bytes()
+        yield (root / name).read_text(encoding="utf-8", errors="replace")
 
 
 def prose(docstring: str) -> Iterator[str]:

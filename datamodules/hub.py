@@ -102,7 +102,8 @@ def find_column(rows: "Dataset", given: str | None, argument: str, kind: str) ->
         rows: A split.
         given: Name of the column; None finds it.
         argument: Name of the argument that `given` came from, for the error.
-        kind: Type of the feature, such as "ClassLabel" or "Image", or for a plain value its dtype, such as "string".
+        kind: Type of the feature, such as "ClassLabel" or "Image", or for a plain value its dtype, such as "string",
+            which takes in "large_string".
 
     Raises:
         ValueError: If the column does not exist, or if not exactly one is of that kind.
@@ -114,7 +115,7 @@ def find_column(rows: "Dataset", given: str | None, argument: str, kind: str) ->
     found = [
         str(name)
         for name, feature in rows.features.items()
-        if kind in (type(feature).__name__, getattr(feature, "dtype", None))
+        if kind in (type(feature).__name__, str(getattr(feature, "dtype", None)).removeprefix("large_"))
     ]
     if len(found) != 1:
         raise ValueError(

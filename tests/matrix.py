@@ -344,10 +344,22 @@ def _hub_images(folder: Path) -> LightningDataModule:
     )
 
 
+def _hub_text(folder: Path) -> LightningDataModule:
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    for split in ("train", "test"):
+        rows = {"text": [f"{split} " * (1 + i % 3) for i in range(16)], "label": [0, 1] * 8}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}-0.parquet")
+    return lit_methods.HubTextDataModule(
+        data_dir=folder, cache_dir=folder / "cache", batch_size=BATCH, val_fraction=0.25
+    )
+
+
 DATAMODULES: dict[str, Callable[[Path], LightningDataModule]] = {
     "DigitsDataModule": lambda folder: lit_methods.DigitsDataModule(batch_size=BATCH),
+    "DocstringDataModule": lambda folder: lit_methods.DocstringDataModule(20, batch_size=BATCH),
     "FashionMNISTDataModule": _fashion_mnist,
     "HubImageDataModule": _hub_images,
+    "HubTextDataModule": _hub_text,
 }
 
 
