@@ -1,6 +1,8 @@
 """Drop-in callbacks: each method of the collection that fits any LightningModule."""
 
 from lit_methods.callbacks.banded_square_root_noise import BandedSquareRootNoise
+from lit_methods.callbacks.data_weighting import DataWeighting
+from lit_methods.callbacks.learned_augmentation import LearnedAugmentation
 from lit_methods.callbacks.softmax_approximation import SoftmaxApproximation
 
-__all__ = ["BandedSquareRootNoise", "SoftmaxApproximation"]
+__all__ = ["BandedSquareRootNoise", "DataWeighting", "LearnedAugmentation", "SoftmaxApproximation"]

@@ -8,8 +8,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lit_methods.callbacks import BandedSquareRootNoise, SoftmaxApproximation
+    from lit_methods.callbacks import BandedSquareRootNoise, DataWeighting, LearnedAugmentation, SoftmaxApproximation
     from lit_methods.classifier import Classifier
+    from lit_methods.data_manipulation import ConditionalMaskedLM, TextClassifier
     from lit_methods.datamodules import (
         Degradation,
         DigitsDataModule,
@@ -29,6 +30,8 @@ __all__ = [
     "AttentionTranslator",
     "BandedSquareRootNoise",
     "Classifier",
+    "ConditionalMaskedLM",
+    "DataWeighting",
     "Degradation",
     "DigitsDataModule",
     "DocstringDataModule",
@@ -36,7 +39,9 @@ __all__ = [
     "HubImageDataModule",
     "HubTextDataModule",
     "IndexedDataset",
+    "LearnedAugmentation",
     "SoftmaxApproximation",
+    "TextClassifier",
     "TranslationDataModule",
     "__version__",
 ]
@@ -46,6 +51,8 @@ _HOMES = {
     "AttentionTranslator": "lit_methods.softmax_approximation.module",
     "BandedSquareRootNoise": "lit_methods.callbacks",
     "Classifier": "lit_methods.classifier",
+    "ConditionalMaskedLM": "lit_methods.data_manipulation",
+    "DataWeighting": "lit_methods.callbacks",
     "Degradation": "lit_methods.datamodules",
     "DigitsDataModule": "lit_methods.datamodules",
     "DocstringDataModule": "lit_methods.datamodules",
@@ -55,6 +62,8 @@ _HOMES = {
     "IndexedDataset": "lit_methods.datamodules",
     "SoftmaxApproximation": "lit_methods.callbacks",
     "TranslationDataModule": "lit_methods.datamodules",
+    "LearnedAugmentation": "lit_methods.callbacks",
+    "TextClassifier": "lit_methods.data_manipulation",
 }
 
 

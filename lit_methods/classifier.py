@@ -10,11 +10,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 
 
 class Classifier(LightningModule):
     """Supervised classification of `(inputs, labels)` batches under automatic optimization.
+
+    A third entry of a batch, such as the examples' positions that an `IndexedDataset` adds, is left alone.
 
     Logs `train/loss`, `val/loss`, `val/acc`, `test/loss` and `test/acc`, each a mean over the epoch.
 
@@ -67,14 +69,14 @@ class Classifier(LightningModule):
 
     def per_sample_loss(self, batch: Batch) -> Tensor:
         """Loss of each example of `(inputs, labels)`, unreduced: `(B,)`."""
-        inputs, labels = batch
+        inputs, labels = batch[:2]
         unreduced = copy.copy(self.loss)
         unreduced.reduction = "none"  # type: ignore[assignment]  # torch types every attribute as a tensor
         return cast(Tensor, unreduced(self(inputs), labels))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Reduced loss of one batch, logged as `train/loss`."""
-        inputs, labels = batch
+        inputs, labels = batch[:2]
         loss = cast(Tensor, self.loss(self(inputs), labels))
         self.log(
             "train/loss",
@@ -113,7 +115,7 @@ class Classifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
 
     def _evaluate(self, stage: str, batch: Batch, accuracy: MulticlassAccuracy) -> None:
-        inputs, labels = batch
+        inputs, labels = batch[:2]
         logits = self(inputs)
         accuracy(logits, labels)
         loss = self.loss(logits, labels)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from lightning.pytorch import LightningDataModule
 
-from tests.entries import datamodules, differential_privacy, softmax_approximation
+from tests.entries import data_manipulation, datamodules, differential_privacy, softmax_approximation
 from tests.entries.toys import Entry
 
-ENTRIES = (*differential_privacy.ENTRIES, *softmax_approximation.ENTRIES)
+ENTRIES = (*differential_privacy.ENTRIES, *softmax_approximation.ENTRIES, *data_manipulation.ENTRIES)
 DATAMODULES: dict[str, Callable[[Path], LightningDataModule]] = {
     **datamodules.DATAMODULES,
     **softmax_approximation.DATAMODULES,
