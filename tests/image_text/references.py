@@ -36,7 +36,7 @@ def naive_scores(
 
 
 def scene(dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[Tensor, Tensor, CaptionUnits, Tensor]:
-    """Nine images of up to five regions, eleven captions (one of them silent), words; `(regions, mask, captions, words)`."""
+    """Nine images of up to five regions, eleven captions (one silent), words; `(regions, mask, captions, words)`."""
     generator = torch.Generator().manual_seed(seed)
     regions = torch.rand(9, 5, 7, generator=generator, dtype=torch.float64) * 30
     mask = torch.rand(9, 5, generator=generator) < 0.7
