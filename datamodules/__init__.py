@@ -1,6 +1,7 @@
 """Datamodules by setting; they know no method and download nothing at import or construction."""
 
 from .dataset import ImageDataset, collate_images
+from .digit_scenes import DigitScenesDataModule
 from .digits import DigitsDataModule
 from .errors import DatasetNotFoundError
 from .fashion_mnist import FashionMNISTDataModule
@@ -9,6 +10,7 @@ from .images import ImageDataModule
 
 __all__ = [
     "DatasetNotFoundError",
+    "DigitScenesDataModule",
     "DigitsDataModule",
     "FashionMNISTDataModule",
     "HubImageDataModule",

@@ -10,13 +10,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lit_methods.callbacks import BandedSquareRootNoise
     from lit_methods.classifier import Classifier
-    from lit_methods.datamodules import DigitsDataModule, FashionMNISTDataModule, HubImageDataModule
+    from lit_methods.datamodules import (
+        DigitScenesDataModule,
+        DigitsDataModule,
+        FashionMNISTDataModule,
+        HubImageDataModule,
+    )
+    from lit_methods.image_text import MACK
 
 __version__ = version("lit-methods")
 
 __all__ = [
+    "MACK",
     "BandedSquareRootNoise",
     "Classifier",
+    "DigitScenesDataModule",
     "DigitsDataModule",
     "FashionMNISTDataModule",
     "HubImageDataModule",
@@ -24,8 +32,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "MACK": "lit_methods.image_text",
     "BandedSquareRootNoise": "lit_methods.callbacks",
     "Classifier": "lit_methods.classifier",
+    "DigitScenesDataModule": "lit_methods.datamodules",
     "DigitsDataModule": "lit_methods.datamodules",
     "FashionMNISTDataModule": "lit_methods.datamodules",
     "HubImageDataModule": "lit_methods.datamodules",
