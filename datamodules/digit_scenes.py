@@ -1,7 +1,7 @@
 """Scenes of tinted handwritten digits with captions: images and texts to match, with nothing to download."""
 
 from collections.abc import Iterator
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -196,7 +196,7 @@ def _encode(crops: Tensor) -> Tensor:
     weight = intensity.square().flatten(-2)
     hue = (crops / intensity.unsqueeze(-3).clamp_min(1e-6)).flatten(-2).transpose(-1, -2)
     bins = (hue > 0.35).long() + (hue > 0.75).long()
-    palette = cast(Tensor, (bins * torch.tensor([1, 3, 9])).sum(dim=-1))
+    palette = (bins * torch.tensor([1, 3, 9])).sum(dim=-1)
     histogram = torch.zeros(*palette.shape[:-1], 27).scatter_add_(-1, palette, weight)
     kept = torch.tensor([2, 6, 18, 8, 20, 24, 5, 26, 7, 19, 21, 11, 25, 17, 23, 15])
     colour = histogram[..., kept] / histogram.sum(dim=-1, keepdim=True).clamp_min(1e-6)

@@ -82,7 +82,7 @@ class RetrievalDataModule(LightningDataModule, ABC):
         captions = CaptionDataset([found.captions[t] for t in kept])
         loaders = {
             "images": self._loader(images, shuffle=True),
-            "captions": DataLoader(captions, self.captions_per_batch, shuffle=True, collate_fn=as_is),
+            "captions": DataLoader(captions, batch_size=self.captions_per_batch, shuffle=True, collate_fn=as_is),
         }
         return CombinedLoader(loaders, "max_size_cycle")
 
@@ -118,8 +118,8 @@ class RetrievalDataModule(LightningDataModule, ABC):
         found = self._set(split, stage)
         captions = CaptionDataset(found.captions, found.image)
         # every process ranks all captions: this sampler keeps Lightning from sharing them out
-        everything = DistributedSampler(captions, num_replicas=1, rank=0, shuffle=False)
-        loader: DataLoader[Any] = DataLoader(captions, 1024, sampler=everything, collate_fn=as_is)
+        everything: DistributedSampler[Any] = DistributedSampler(captions, num_replicas=1, rank=0, shuffle=False)
+        loader: DataLoader[Any] = DataLoader(captions, batch_size=1024, sampler=everything, collate_fn=as_is)
         return [loader, self._loader(RegionDataset(found.regions))]
 
     def _set(self, split: Split, stage: str) -> RetrievalSet:

@@ -90,7 +90,7 @@ class UnitTable:
         if head.numel() and int(torch.maximum(head, modifier).max()) >= len(words):
             raise ValueError(f"captions name word {int(torch.maximum(head, modifier).max())} of {len(words)} words.")
         composite = modifier >= 0
-        used, rows = torch.cat([head, modifier[composite]]).unique(return_inverse=True)
+        used, rows = torch.unique(torch.cat([head, modifier[composite]]), return_inverse=True)
         vectors = words[used]
         norms = vectors.norm(dim=1, keepdim=True).clamp_min(torch.finfo(words.dtype).tiny)
         row, modifier_row = rows[: len(head)].clone(), rows[len(head) :]
@@ -127,7 +127,7 @@ class UnitTable:
 
 def _by_length(unit: Tensor, offsets: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
     lengths, groups = offsets.diff(), []
-    for length in lengths[lengths > 0].unique().tolist():
+    for length in torch.unique(lengths[lengths > 0]).tolist():
         captions = (lengths == length).nonzero().squeeze(1)
         rows = unit[offsets[captions].unsqueeze(1) + torch.arange(length, device=unit.device)]
         groups.append((captions, rows))

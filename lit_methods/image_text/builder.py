@@ -145,7 +145,7 @@ class KnowledgeBuilder:
         lengths = torch.tensor([len(ids) for ids in words])
         region = torch.arange(len(words)).repeat_interleave(lengths)
         word, order = flat.sort(stable=True)
-        present, sizes = word.unique_consecutive(return_counts=True)
+        present, sizes = torch.unique_consecutive(word, return_counts=True)
         starts = sizes.cumsum(0) - sizes
         self._sums.index_add_(0, present, embedding_bag(region[order], features, starts, mode="sum").double())
         heads = torch.tensor([ids[-1] for ids in words if ids])

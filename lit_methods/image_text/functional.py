@@ -121,7 +121,7 @@ def i2t_scores(similarities: Tensor, table: UnitTable, mask: Tensor | None = Non
     limit = _TILE_BYTES.get(rows.device.type, _DEVICE_TILE_BYTES)
     tile = max(1, limit // max(1, rows.shape[1] * rows.element_size()))
     for captions, units in table.groups:
-        for positions, ids in zip(captions.split(tile), units.split(tile), strict=True):
+        for positions, ids in zip(torch.split(captions, tile), torch.split(units, tile), strict=True):
             best = rows.index_select(0, ids[:, 0])
             other = torch.empty_like(best) if units.shape[1] > 1 else best
             for column in range(1, units.shape[1]):

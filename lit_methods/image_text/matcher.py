@@ -99,11 +99,10 @@ class KnowledgeMatcher(nn.Module):
         prototypes = self.knowledge.prototypes
         head, modifier = captions.head.to(prototypes.device), captions.modifier.to(prototypes.device)
         composite = modifier >= 0
-        used, rows = torch.cat([head, modifier[composite]]).unique(return_inverse=True)
+        used, rows = torch.unique(torch.cat([head, modifier[composite]]), return_inverse=True)
         own = modifier.masked_scatter(composite, rows[len(head) :])
-        return CaptionUnits(rows[: len(head)], own, captions.unit, captions.offsets), self.transform.words(
-            prototypes[used]
-        )
+        units = CaptionUnits(rows[: len(head)], own, captions.unit, captions.offsets)
+        return units, self.transform.words(prototypes[used])
 
     def _mentions(self, caption: str) -> list[tuple[int, int]]:
         found = self._parsed.get(caption)

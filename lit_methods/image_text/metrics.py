@@ -72,7 +72,7 @@ class RetrievalRanks(Metric):
         first = torch.ones_like(query, dtype=torch.bool)
         first[1:] = query[order].diff() != 0
         rank, fold = dim_zero_cat(self.rank)[order][first], dim_zero_cat(self.fold)[order][first]
-        parts = [rank[fold == number] for number in fold.unique()]
+        parts = [rank[fold == number] for number in torch.unique(fold)]
         found = {
             f"R@{k}": torch.stack([100 * (part <= k).double().mean() for part in parts]).mean().float() for k in self.ks
         }
