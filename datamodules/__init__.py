@@ -6,6 +6,7 @@ from .digits import DigitsDataModule
 from .errors import DatasetNotFoundError
 from .fashion_mnist import FashionMNISTDataModule
 from .hub_images import HubImageDataModule
+from .image_text import RetrievalDataModule
 from .images import ImageDataModule
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "HubImageDataModule",
     "ImageDataModule",
     "ImageDataset",
+    "RetrievalDataModule",
     "collate_images",
 ]

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lit_methods.callbacks import BandedSquareRootNoise
+    from lit_methods.callbacks import BandedSquareRootNoise, KnowledgeRerank
     from lit_methods.classifier import Classifier
     from lit_methods.datamodules import (
         DigitScenesDataModule,
@@ -28,6 +28,7 @@ __all__ = [
     "DigitsDataModule",
     "FashionMNISTDataModule",
     "HubImageDataModule",
+    "KnowledgeRerank",
     "__version__",
 ]
 
@@ -39,6 +40,7 @@ _HOMES = {
     "DigitsDataModule": "lit_methods.datamodules",
     "FashionMNISTDataModule": "lit_methods.datamodules",
     "HubImageDataModule": "lit_methods.datamodules",
+    "KnowledgeRerank": "lit_methods.callbacks",
 }
 
 

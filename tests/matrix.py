@@ -5,6 +5,7 @@ A new method joins by one `Entry`: `tests/test_matrix.py` fails until it has one
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +13,18 @@ import datasets
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.utilities import CombinedLoader
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 import lit_methods
 from lit_methods.backbones import MLP
+from lit_methods.datamodules import RetrievalDataModule
+from lit_methods.datamodules.regions import ArrayRegions
+from lit_methods.datamodules.retrieval_sets import CaptionDataset, RegionDataset, RetrievalSet, as_is
+from lit_methods.image_text import KnowledgeBase, SharedLinear
 
 EXAMPLES, BATCH, FEATURES, CLASSES = 48, 8, 4, 3
 
@@ -148,6 +154,86 @@ def _nan(*rows: int) -> Callable[[], ToyData]:
     return data
 
 
+class ToyRetrieval(RetrievalDataModule):
+    """As many images of three regions as captions of two words, in their order also in training."""
+
+    def __init__(self, caption: str = "w{} w{}", features: int = FEATURES, bad: float = 0.0, batch_size: int = BATCH):
+        super().__init__(batch_size)
+        self.caption, self.features, self.bad = caption, features, bad
+
+    def read(self, split: str) -> RetrievalSet:
+        regions = torch.rand(EXAMPLES, 3, self.features, generator=torch.Generator().manual_seed(4))
+        regions[0, 0, 0] += self.bad
+        captions = [self.caption.format(i % 5, i // 5 % 5) for i in range(EXAMPLES)]
+        return RetrievalSet(ArrayRegions(regions.numpy()), captions, torch.arange(EXAMPLES))
+
+    def train_dataloader(self) -> CombinedLoader:
+        found = self.sets["train"]
+        parts = {"images": RegionDataset(found.regions), "captions": CaptionDataset(found.captions)}
+        return CombinedLoader(
+            {k: DataLoader(v, batch_size=self.batch_size, collate_fn=as_is) for k, v in parts.items()}
+        )
+
+
+def toy_knowledge() -> KnowledgeBase:
+    """Five words."""
+    return KnowledgeBase(
+        [f"w{i}" for i in range(5)], torch.rand(5, FEATURES, generator=torch.Generator().manual_seed(5))
+    )
+
+
+def _mack(folder: Path, processes: int = 1) -> Parts:
+    adam = partial(torch.optim.Adam, lr=1e-2)
+    module = lit_methods.MACK(toy_knowledge(), transform=SharedLinear(FEATURES), optimizer=adam)
+    return Parts(module, [], ToyRetrieval(batch_size=BATCH // processes))
+
+
+class ToyMatcher(LightningModule):
+    """A linear map between pairs of vectors, which gives the scores of all pairs of a set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(2)
+            self.layer = nn.Linear(FEATURES, FEATURES)
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        loss = nn.functional.mse_loss(self.layer(batch[0]), batch[1])
+        self.log("train/loss", loss, on_epoch=True, on_step=False)
+        return loss
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.seen.append((self.layer(batch[0]), batch[1]))
+
+    test_step = validation_step
+
+    def on_validation_epoch_start(self) -> None:
+        self.seen = []
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def scores(self) -> Tensor:
+        images, captions = (torch.cat(part) for part in zip(*self.seen, strict=True))
+        return images @ captions.T
+
+    def predict_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return self.layer(batch[0])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def _pairs(count: int = EXAMPLES, batch_size: int = BATCH) -> ToyData:
+    inputs, _ = toy_tensors()
+    return ToyData(inputs[:count], inputs[:count].flip(1), batch_size=batch_size)
+
+
+def _knowledge_rerank(folder: Path, processes: int = 1) -> Parts:
+    callback = lit_methods.KnowledgeRerank(knowledge=toy_knowledge(), data=ToyRetrieval(), alpha=(0.1, 0.2))
+    return Parts(ToyMatcher(), [callback], _pairs(batch_size=BATCH // processes))
+
+
 _FROM_TORCH = (
     Bad("narrow inputs", _narrow, (RuntimeError, r"shapes cannot be multiplied \(8x3 and 4x6\)")),
     Bad("unknown label", _unknown_label, (IndexError, "Target 3 is out of bounds")),
@@ -182,6 +268,37 @@ ENTRIES = (
             Bad("every other input NaN", _nan(*range(0, EXAMPLES, 2)), finite=True),
         ),
     ),
+    Entry(
+        "MACK",
+        _mack,
+        configs=("image_text/digit_scenes.yaml",),
+        reload=lambda: {"transform": SharedLinear(FEATURES)},
+        bad=(
+            Bad("narrow regions", lambda: ToyRetrieval(features=3), (ValueError, "regions have 3 features and the kn")),
+            Bad("unknown words", lambda: ToyRetrieval("foo"), (ValueError, "None of the 8 captions of batch 0 has")),
+            Bad("NaN feature", lambda: ToyRetrieval(bad=torch.nan), (ValueError, "Regions of batch 0 hold NaN")),
+        ),
+        skips={
+            "resumes_mid_epoch": _NONE_OF_OURS,
+            "ddp_equal": "the cycle loss compares the words and regions of one batch, which two processes halve",
+        },
+    ),
+    Entry(
+        "KnowledgeRerank",
+        _knowledge_rerank,
+        bad=(
+            Bad(
+                "other images than the callback's",
+                lambda: _pairs(40),
+                (ValueError, r"scores gave \(40, 40\), but the data has \(48, 48\)"),
+                finite=True,
+            ),
+        ),
+        skips={
+            "resumes_mid_epoch": _NONE_OF_OURS,
+            "ddp_equal": "the toy matcher gives the scores of its own process; gathering them is the module's part",
+        },
+    ),
 )
 
 
@@ -204,6 +321,7 @@ def _hub_images(folder: Path) -> LightningDataModule:
 
 
 DATAMODULES: dict[str, Callable[[Path], LightningDataModule]] = {
+    "DigitScenesDataModule": lambda folder: lit_methods.DigitScenesDataModule(8, 4, 4, 200, batch_size=BATCH),
     "DigitsDataModule": lambda folder: lit_methods.DigitsDataModule(batch_size=BATCH),
     "FashionMNISTDataModule": _fashion_mnist,
     "HubImageDataModule": _hub_images,

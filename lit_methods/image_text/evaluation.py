@@ -65,7 +65,7 @@ class StreamingRetrieval:
         pooling, table = self.matcher.pooling, self.table
         index = index.to(self.image.device)
         self._index.append(index)
-        mapped = self.matcher.transform.regions(regions)
+        mapped = self.matcher.map_regions(regions)
         for chunk in score_chunks(mapped, table, mask, self.matcher.memory_mib, with_i2t=pooling != "t2i"):
             own = index[chunk.start : chunk.start + chunk.maxima.shape[1]]
             scores = chunk.i2t

@@ -43,6 +43,7 @@ def retrieval_figure(queries: list[Query]) -> "Figure":
 
     columns = max(len(query.pictures) for query in queries)
     figure = Figure(figsize=(2.2 * columns, 2.6 * len(queries)), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.2)  # type: ignore[union-attr,call-arg]  # it is the constrained one
     colours = colormaps["tab10"].colors  # type: ignore[attr-defined]  # matplotlib's stubs know the base class only
     for query, axes in zip(queries, figure.subplots(len(queries), columns, squeeze=False), strict=True):
         for axis in axes:
@@ -58,5 +59,6 @@ def retrieval_figure(queries: list[Query]) -> "Figure":
                 colour = colours[row % len(colours)]
                 axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour))
                 axis.text(left, top, unit, color=colour, fontsize=6, va="bottom")
-        axes[0].text(0, 1.22, query.caption, transform=axes[0].transAxes, fontsize=9, va="bottom")
+        heading = axes[0].text(0, 1.2, query.caption, transform=axes[0].transAxes, fontsize=9, va="bottom")
+        heading.set_in_layout(False)  # a long caption would push the columns apart
     return figure

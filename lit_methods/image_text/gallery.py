@@ -52,7 +52,7 @@ class Gallery:
 
     def add(self, regions: Tensor, mask: Tensor, index: Tensor) -> None:
         """Adds images: features `(B, R, D)`, mask `(B, R)` and positions `(B,)`."""
-        mapped = normalize(self.matcher.transform.regions(regions), dim=2)
+        mapped = normalize(self.matcher.map_regions(regions), dim=2)
         self._batches.append((mapped.masked_fill(~mask.unsqueeze(2), 0), mask, index.to(mask.device)))
 
     @torch.no_grad()

@@ -64,6 +64,19 @@ class KnowledgeMatcher(nn.Module):
             )
         return CaptionUnits.from_mentions([self._mentions(caption) for caption in captions])
 
+    def map_regions(self, regions: Tensor) -> Tensor:
+        """Regions `(..., D)` where words are compared with them.
+
+        Raises:
+            ValueError: If their feature size is not the knowledge's.
+        """
+        if regions.shape[-1] != self.knowledge.feature_size:
+            raise ValueError(
+                f"regions have {regions.shape[-1]} features and the knowledge {self.knowledge.feature_size}; both must "
+                "come from the same encoder."
+            )
+        return self.transform.regions(regions)
+
     def table(self, captions: CaptionUnits) -> UnitTable:
         """Captions made ready for scoring, their words mapped."""
         return UnitTable.build(*self._mapped(captions), self.modifier_weight)
@@ -92,7 +105,7 @@ class KnowledgeMatcher(nn.Module):
             Scores to find images for texts, and texts for images, both `(I, T)`.
         """
         table = self.table(self.parse(captions))
-        return match(self.transform.regions(regions), table, mask, self.pooling, self.memory_mib)
+        return match(self.map_regions(regions), table, mask, self.pooling, self.memory_mib)
 
     def _mapped(self, captions: CaptionUnits) -> tuple[CaptionUnits, Tensor]:
         """Captions in terms of the words that they use, and those words mapped."""

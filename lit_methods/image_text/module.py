@@ -12,13 +12,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from lit_methods.image_text.builder import build_knowledge
 from lit_methods.image_text.evaluation import StreamingRetrieval
 from lit_methods.image_text.functional import Pooling, cycle_logits
 from lit_methods.image_text.gallery import Gallery
 from lit_methods.image_text.knowledge import KnowledgeBase
 from lit_methods.image_text.matcher import KnowledgeMatcher
 from lit_methods.image_text.parsing import CaptionParser
+from lit_methods.image_text.preparation import prepare
 from lit_methods.image_text.shows import show_queries
 from lit_methods.image_text.transforms import FeatureMap
 
@@ -117,13 +117,8 @@ class MACK(LightningModule):
         Raises:
             MisconfigurationException: If the datamodule cannot give what is missing.
         """
-        if not len(self.matcher.knowledge):
-            self.matcher.knowledge = build_knowledge(self._stream("knowledge_dataloader", "pass knowledge="))
-            self.matcher.to(self.device)
-        if not self.matcher.transform.is_fitted:
-            batches = self._stream("region_dataloader", "fit the transform beforehand")
-            flat = (batch["regions"][batch["mask"]] for batch in batches)
-            self.matcher.transform.fit(flat, self.matcher.knowledge)
+        prepare(self.matcher, getattr(self.trainer, "datamodule", None))
+        self.matcher.to(self.device)
 
     def forward(self, regions: Tensor, captions: Sequence[str], mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scores to find images for texts, and texts for images, both `(I, T)`; see `KnowledgeMatcher`."""
@@ -134,14 +129,17 @@ class MACK(LightningModule):
         """Cycle loss of one batch: each distinct unit rebuilt from regions, and each region from units.
 
         Raises:
-            ValueError: If no caption of the batch has a known word.
+            ValueError: If no caption of the batch has a known word, or features are not finite or of another size.
         """
         images, captions = batch["images"], batch["captions"]["captions"]
         units = self.matcher.parse(captions)
         if not len(units.head):
             raise ValueError(f"None of the {len(captions)} captions of batch {batch_idx} has a word of the knowledge.")
         words = normalize(self.matcher.unit_vectors(units), dim=1)
-        regions = normalize(self.matcher.transform.regions(images["regions"][images["mask"]]), dim=1)
+        features = images["regions"][images["mask"]]
+        if not features.isfinite().all():
+            raise ValueError(f"Regions of batch {batch_idx} hold NaN or infinite features; extract them again.")
+        regions = normalize(self.matcher.map_regions(features), dim=1)
         losses = {}
         for name, logits in zip(("word", "region"), cycle_logits(words, regions, self.temperature), strict=True):
             target = torch.arange(len(logits), device=logits.device)
@@ -239,11 +237,3 @@ class MACK(LightningModule):
         self.log_dict(found, rank_zero_only=False)
         self.log(f"{stage}/rsum", rsum, prog_bar=True)
         self._captions, self._retrieval = [], None
-
-    def _stream(self, name: str, instead: str) -> Any:
-        datamodule = getattr(self.trainer, "datamodule", None)
-        make = getattr(datamodule, name, None)
-        stream = None if make is None else make()
-        if stream is None:
-            raise MisconfigurationException(f"{type(datamodule).__name__} has no {name}; {instead}.")
-        return stream

@@ -11,6 +11,8 @@ from lightning.pytorch import LightningDataModule
 
 from lit_methods import Classifier
 from lit_methods.backbones import MLP
+from lit_methods.datamodules import RetrievalDataModule
+from tests.battery.state import plain
 from tests.battery.trainers import toy_trainer
 from tests.matrix import DATAMODULES, Parts
 
@@ -23,13 +25,16 @@ def _batch(data: LightningDataModule, stage: str) -> Any:
     torch.manual_seed(3)
     data.prepare_data()
     data.setup(stage)
-    return next(iter(getattr(data, f"{LOOPS[stage]}_dataloader")()))
+    loaders = getattr(data, f"{LOOPS[stage]}_dataloader")()
+    return [next(iter(loader)) for loader in loaders] if isinstance(loaders, list) else next(iter(loaders))
 
 
 @per_datamodule
 @pytest.mark.parametrize("stage", LOOPS)
 def test_feeds_the_loop_of_a_classifier(name: str, stage: str, tmp_path: Path) -> None:
     data = DATAMODULES[name](tmp_path)
+    if isinstance(data, RetrievalDataModule):
+        pytest.skip("images and captions, which its own LightningModule takes")
     images, labels = _batch(DATAMODULES[name](tmp_path), "fit")
     assert images.shape[0] == labels.shape[0]
     module = Classifier(MLP(images[0].numel(), [], 10), 10)
@@ -46,5 +51,4 @@ def test_copies_give_the_same_batches(name: str, stage: str, tmp_path: Path) -> 
     expected = _batch(data, stage)
     copies += [copy.deepcopy(data), pickle.loads(pickle.dumps(data))]  # noqa: S301
     for other in copies:
-        for found, tensor in zip(_batch(other, stage), expected, strict=True):
-            assert torch.equal(found, tensor)
+        assert plain(_batch(other, stage)) == plain(expected)
