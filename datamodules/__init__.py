@@ -7,6 +7,7 @@ from .errors import DatasetNotFoundError
 from .fashion_mnist import FashionMNISTDataModule
 from .hub_images import HubImageDataModule
 from .image_text import RetrievalDataModule
+from .image_text_files import ImageTextDataModule
 from .images import ImageDataModule
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "HubImageDataModule",
     "ImageDataModule",
     "ImageDataset",
+    "ImageTextDataModule",
     "RetrievalDataModule",
     "collate_images",
 ]

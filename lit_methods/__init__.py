@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         DigitsDataModule,
         FashionMNISTDataModule,
         HubImageDataModule,
+        ImageTextDataModule,
     )
     from lit_methods.image_text import MACK
 
@@ -28,6 +29,7 @@ __all__ = [
     "DigitsDataModule",
     "FashionMNISTDataModule",
     "HubImageDataModule",
+    "ImageTextDataModule",
     "KnowledgeRerank",
     "__version__",
 ]
@@ -40,6 +42,7 @@ _HOMES = {
     "DigitsDataModule": "lit_methods.datamodules",
     "FashionMNISTDataModule": "lit_methods.datamodules",
     "HubImageDataModule": "lit_methods.datamodules",
+    "ImageTextDataModule": "lit_methods.datamodules",
     "KnowledgeRerank": "lit_methods.callbacks",
 }
 

@@ -274,7 +274,12 @@ ENTRIES = (
     Entry(
         "MACK",
         _mack,
-        configs=("image_text/digit_scenes.yaml",),
+        configs=(
+            "image_text/digit_scenes.yaml",
+            "image_text/flickr30k_precomp.yaml",
+            "image_text/coco_precomp_1k_5fold.yaml",
+            "image_text/coco_precomp_5k.yaml",
+        ),
         reload=lambda: {"transform": SharedLinear(FEATURES)},
         bad=(
             Bad("narrow regions", lambda: ToyRetrieval(features=3), (ValueError, "regions have 3 features and the kn")),
@@ -315,11 +320,19 @@ def _hub_images(folder: Path) -> LightningDataModule:
     )
 
 
+def _image_text(folder: Path) -> LightningDataModule:
+    for split in ("train", "dev", "test"):
+        np.save(folder / f"{split}_ims.npy", np.random.default_rng(0).random((8, 3, 4)).astype(np.float32))
+        (folder / f"{split}_caps.txt").write_text("w0 w1\n" * 16)
+    return lit_methods.ImageTextDataModule(folder, captions_per_image=2, batch_size=BATCH)
+
+
 DATAMODULES: dict[str, Callable[[Path], LightningDataModule]] = {
     "DigitScenesDataModule": lambda folder: lit_methods.DigitScenesDataModule(8, 4, 4, 200, batch_size=BATCH),
     "DigitsDataModule": lambda folder: lit_methods.DigitsDataModule(batch_size=BATCH),
     "FashionMNISTDataModule": _fashion_mnist,
     "HubImageDataModule": _hub_images,
+    "ImageTextDataModule": _image_text,
 }
 
 
