@@ -150,6 +150,7 @@ def chunk_size(table: UnitTable, num_regions: int, dtype: torch.dtype, memory_mi
     return max(1, int(spare // (values * dtype.itemsize)))
 
 
+@torch.no_grad()
 def score_chunks(
     regions: Tensor,
     table: UnitTable,
@@ -157,7 +158,7 @@ def score_chunks(
     memory_mib: float = 512.0,
     with_i2t: bool = True,
 ) -> Iterator[Chunk]:
-    """Scores images in chunks of a byte budget; what comes out does not depend on the chunks.
+    """Scores images in chunks of a byte budget, without gradients; what comes out does not depend on the chunks.
 
     Args:
         regions: Region features `(I, R, D)` in any scale; normalized here.
@@ -187,6 +188,7 @@ def score_chunks(
         yield Chunk(start, unit_maxima(similarities, chunk_mask), i2t)
 
 
+@torch.no_grad()
 def match(
     regions: Tensor,
     table: UnitTable,
@@ -194,7 +196,7 @@ def match(
     pooling: Pooling = "matched",
     memory_mib: float = 512.0,
 ) -> tuple[Tensor, Tensor]:
-    """All scores, one matrix for each direction of retrieval.
+    """All scores, one matrix for each direction of retrieval, without gradients.
 
     Args:
         regions: Region features `(I, R, D)`.
