@@ -78,14 +78,19 @@ class KnowledgeRerank(Callback):
             raise ValueError(f"top_k={top_k} must be at least 1.")
         if fusion not in ("raw", "softmax", "zscore"):
             raise ValueError(f"fusion={fusion!r} must be 'raw', 'softmax' or 'zscore'.")
-        if not isinstance(knowledge, KnowledgeBase):
-            knowledge = KnowledgeBase() if knowledge is None else KnowledgeBase.load(knowledge)
-        self.matcher = KnowledgeMatcher(knowledge, parser, transform, pooling, modifier_weight, memory_mib)
+        base = knowledge if isinstance(knowledge, KnowledgeBase) else KnowledgeBase()
+        self.folder = knowledge if isinstance(knowledge, (str, Path)) else None
+        self.matcher = KnowledgeMatcher(base, parser, transform, pooling, modifier_weight, memory_mib)
         self.scores, self.data, self.alphas = scores, data, tuple(alphas)
         self.top_k, self.fusion = top_k, fusion
         self.alpha: tuple[float, float] | None = None if weights is None else (float(weights[0]), float(weights[1]))
         self._searches = weights is None
         self._known: dict[str, tuple[tuple[Tensor, Tensor], Tensor]] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Reads the knowledge, where a folder was given."""
+        if self.folder is not None and not len(self.matcher.knowledge):
+            self.matcher.knowledge = KnowledgeBase.load(self.folder)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Re-ranks the validation set, and searches the weights where they were not given."""

@@ -294,6 +294,7 @@ ENTRIES = (
     Entry(
         "KnowledgeRerank",
         _knowledge_rerank,
+        configs=("image_text/rerank_clip_flickr30k.yaml",),
         skips={
             "resumes_mid_epoch": _NONE_OF_OURS,
             "ddp_equal": "the toy matcher gives the scores of its own process; gathering them is the module's part",

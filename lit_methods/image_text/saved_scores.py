@@ -17,14 +17,19 @@ class SavedScores(LightningModule):
         test: Scores of the test set.
         validation: Scores of the validation set; None where only the test set is evaluated.
 
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a file is pickled or no matrix.
     """
 
     def __init__(self, test: str | Path, validation: str | Path | None = None) -> None:
         super().__init__()
         self.files = {"test": Path(test), "validate": None if validation is None else Path(validation)}
+
+    def setup(self, stage: str) -> None:
+        """Looks at the files before anything runs.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If a file is pickled or no matrix.
+        """
         for path in self.files.values():
             if path is not None:
                 _matrix(path)

@@ -126,10 +126,18 @@ def test_saved_scores_are_a_base(data: DigitScenesDataModule, tmp_path: Path) ->
     with pytest.raises(MisconfigurationException, match="validation= is not set"):
         _run(KnowledgeRerank(), data, tmp_path, "validate", SavedScores(tmp_path / "s.npy"))
     with pytest.raises(FileNotFoundError, match="is no file"):
-        SavedScores(tmp_path / "none.npy")
+        SavedScores(tmp_path / "none.npy").setup("test")
     np.save(tmp_path / "o.npy", np.array([None]), allow_pickle=True)
     with pytest.raises(ValueError, match="is pickled or cut short"):
-        SavedScores(tmp_path / "o.npy")
+        SavedScores(tmp_path / "o.npy").setup("test")
+
+
+def test_knowledge_is_read_from_its_folder(data: DigitScenesDataModule, tmp_path: Path) -> None:
+    build_knowledge(data.knowledge_dataloader()).save(tmp_path / "knowledge")
+    found = _run(KnowledgeRerank(knowledge=tmp_path / "knowledge"), data, tmp_path)
+    assert found == _run(KnowledgeRerank(), data, tmp_path)
+    with pytest.raises(FileNotFoundError, match="Knowledge not found"):
+        _run(KnowledgeRerank(knowledge=str(tmp_path)), data, tmp_path)
 
 
 def test_bad_input_is_named(tmp_path: Path) -> None:
