@@ -180,12 +180,13 @@ def score_chunks(
         chunk_mask = None if mask is None else mask[start : start + step]
         if chunk_mask is not None:
             part = part.masked_fill(~chunk_mask.unsqueeze(2), 0)
-        if not torch.isfinite(part).all():
-            bad = start + int((~torch.isfinite(part)).flatten(1).any(dim=1).nonzero()[0])
-            raise ValueError(f"regions of image {bad} hold NaN or infinite features; extract them again.")
         similarities = similarity_table(normalize(part, dim=2), table)
+        maxima = unit_maxima(similarities, chunk_mask)
+        if not maxima.isfinite().all():  # NaN and infinity come through; the features themselves are far more values
+            bad = start + int((~maxima.isfinite()).any(dim=0).nonzero()[0])
+            raise ValueError(f"regions of image {bad} hold NaN or infinite features; extract them again.")
         i2t = i2t_scores(similarities, table, chunk_mask).T if with_i2t else None
-        yield Chunk(start, unit_maxima(similarities, chunk_mask), i2t)
+        yield Chunk(start, maxima, i2t)
 
 
 @torch.no_grad()
