@@ -2,7 +2,8 @@
 
 from lit_methods.callbacks.banded_square_root_noise import BandedSquareRootNoise
 from lit_methods.callbacks.data_weighting import DataWeighting
+from lit_methods.callbacks.knowledge_rerank import KnowledgeRerank
 from lit_methods.callbacks.learned_augmentation import LearnedAugmentation
 from lit_methods.callbacks.softmax_approximation import SoftmaxApproximation
 
-__all__ = ["BandedSquareRootNoise", "DataWeighting", "LearnedAugmentation", "SoftmaxApproximation"]
+__all__ = ["BandedSquareRootNoise", "DataWeighting", "KnowledgeRerank", "LearnedAugmentation", "SoftmaxApproximation"]

@@ -3,12 +3,15 @@
 from .classification import ClassificationDataModule
 from .dataset import ImageDataset, collate_images
 from .degradation import Degradation
+from .digit_scenes import DigitScenesDataModule
 from .digits import DigitsDataModule
 from .docstrings import DocstringDataModule
 from .errors import DatasetNotFoundError
 from .fashion_mnist import FashionMNISTDataModule
 from .hub_images import HubImageDataModule
 from .hub_text import HubTextDataModule
+from .image_text import RetrievalDataModule
+from .image_text_files import ImageTextDataModule
 from .images import ImageDataModule
 from .indexed import IndexedDataset
 from .text import TextDataModule
@@ -20,6 +23,7 @@ __all__ = [
     "ClassificationDataModule",
     "DatasetNotFoundError",
     "Degradation",
+    "DigitScenesDataModule",
     "DigitsDataModule",
     "DocstringDataModule",
     "FashionMNISTDataModule",
@@ -27,8 +31,10 @@ __all__ = [
     "HubTextDataModule",
     "ImageDataModule",
     "ImageDataset",
+    "ImageTextDataModule",
     "IndexedDataset",
     "PaddingCollator",
+    "RetrievalDataModule",
     "TextDataModule",
     "TextDataset",
     "TranslationDataModule",

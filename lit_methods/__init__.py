@@ -8,24 +8,34 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lit_methods.callbacks import BandedSquareRootNoise, DataWeighting, LearnedAugmentation, SoftmaxApproximation
+    from lit_methods.callbacks import (
+        BandedSquareRootNoise,
+        DataWeighting,
+        KnowledgeRerank,
+        LearnedAugmentation,
+        SoftmaxApproximation,
+    )
     from lit_methods.classifier import Classifier
     from lit_methods.data_manipulation import ConditionalMaskedLM, TextClassifier
     from lit_methods.datamodules import (
         Degradation,
+        DigitScenesDataModule,
         DigitsDataModule,
         DocstringDataModule,
         FashionMNISTDataModule,
         HubImageDataModule,
         HubTextDataModule,
+        ImageTextDataModule,
         IndexedDataset,
         TranslationDataModule,
     )
+    from lit_methods.image_text import MACK
     from lit_methods.softmax_approximation.module import AttentionClassifier, AttentionTranslator
 
 __version__ = version("lit-methods")
 
 __all__ = [
+    "MACK",
     "AttentionClassifier",
     "AttentionTranslator",
     "BandedSquareRootNoise",
@@ -33,12 +43,15 @@ __all__ = [
     "ConditionalMaskedLM",
     "DataWeighting",
     "Degradation",
+    "DigitScenesDataModule",
     "DigitsDataModule",
     "DocstringDataModule",
     "FashionMNISTDataModule",
     "HubImageDataModule",
     "HubTextDataModule",
+    "ImageTextDataModule",
     "IndexedDataset",
+    "KnowledgeRerank",
     "LearnedAugmentation",
     "SoftmaxApproximation",
     "TextClassifier",
@@ -54,16 +67,20 @@ _HOMES = {
     "ConditionalMaskedLM": "lit_methods.data_manipulation",
     "DataWeighting": "lit_methods.callbacks",
     "Degradation": "lit_methods.datamodules",
+    "DigitScenesDataModule": "lit_methods.datamodules",
     "DigitsDataModule": "lit_methods.datamodules",
     "DocstringDataModule": "lit_methods.datamodules",
     "FashionMNISTDataModule": "lit_methods.datamodules",
     "HubImageDataModule": "lit_methods.datamodules",
     "HubTextDataModule": "lit_methods.datamodules",
+    "ImageTextDataModule": "lit_methods.datamodules",
     "IndexedDataset": "lit_methods.datamodules",
-    "SoftmaxApproximation": "lit_methods.callbacks",
-    "TranslationDataModule": "lit_methods.datamodules",
+    "KnowledgeRerank": "lit_methods.callbacks",
     "LearnedAugmentation": "lit_methods.callbacks",
+    "MACK": "lit_methods.image_text",
+    "SoftmaxApproximation": "lit_methods.callbacks",
     "TextClassifier": "lit_methods.data_manipulation",
+    "TranslationDataModule": "lit_methods.datamodules",
 }
 
 

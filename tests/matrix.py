@@ -8,13 +8,19 @@ from pathlib import Path
 
 from lightning.pytorch import LightningDataModule
 
-from tests.entries import data_manipulation, datamodules, differential_privacy, softmax_approximation
+from tests.entries import data_manipulation, datamodules, differential_privacy, image_text, softmax_approximation
 from tests.entries.toys import Entry
 
-ENTRIES = (*differential_privacy.ENTRIES, *softmax_approximation.ENTRIES, *data_manipulation.ENTRIES)
+ENTRIES = (
+    *differential_privacy.ENTRIES,
+    *softmax_approximation.ENTRIES,
+    *data_manipulation.ENTRIES,
+    *image_text.ENTRIES,
+)
 DATAMODULES: dict[str, Callable[[Path], LightningDataModule]] = {
     **datamodules.DATAMODULES,
     **softmax_approximation.DATAMODULES,
+    **image_text.DATAMODULES,
 }
 
 

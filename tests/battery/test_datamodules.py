@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from lit_methods import Classifier
 from lit_methods.backbones import MLP
+from lit_methods.datamodules import RetrievalDataModule
+from tests.battery.state import plain
 from tests.battery.trainers import toy_trainer
 from tests.entries.toys import Parts
 from tests.matrix import DATAMODULES
@@ -43,21 +45,20 @@ def _module(batch: Any) -> Classifier:
     return Classifier(MLP(images[0].numel(), [], 10), 10)
 
 
-def _tensors(batch: Any) -> list[Tensor]:
-    return [*batch.values()] if isinstance(batch, dict) else [*batch]
-
-
 def _batch(data: LightningDataModule, stage: str) -> Any:
     torch.manual_seed(3)
     data.prepare_data()
     data.setup(stage)
-    return next(iter(getattr(data, f"{LOOPS[stage]}_dataloader")()))
+    loaders = getattr(data, f"{LOOPS[stage]}_dataloader")()
+    return [next(iter(loader)) for loader in loaders] if isinstance(loaders, list) else next(iter(loaders))
 
 
 @per_datamodule
 @pytest.mark.parametrize("stage", LOOPS)
 def test_feeds_the_loop_of_a_classifier(name: str, stage: str, tmp_path: Path) -> None:
     data = DATAMODULES[name](tmp_path)
+    if isinstance(data, RetrievalDataModule):
+        pytest.skip("images and captions, which its own LightningModule takes")
     module = _module(_batch(DATAMODULES[name](tmp_path), "fit"))
     trainer = toy_trainer(Parts(module, [], data), tmp_path, fast_dev_run=True)
     getattr(trainer, stage)(module, datamodule=data)
@@ -72,5 +73,4 @@ def test_copies_give_the_same_batches(name: str, stage: str, tmp_path: Path) -> 
     expected = _batch(data, stage)
     copies += [copy.deepcopy(data), pickle.loads(pickle.dumps(data))]  # noqa: S301
     for other in copies:
-        for found, tensor in zip(_tensors(_batch(other, stage)), _tensors(expected), strict=True):
-            assert torch.equal(found, tensor)
+        assert plain(_batch(other, stage)) == plain(expected)
