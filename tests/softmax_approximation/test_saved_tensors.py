@@ -210,7 +210,7 @@ def test_others_than_products_are_refused_approximate_weights(read: Callable[[Te
     scores, value = _inputs()
     with _hooks("log4"):
         loss = call(scores, value).sum()
-    with pytest.raises(RuntimeError, match="Backward0 needs the softmax output of .* codec='merged'"):
+    with pytest.raises(RuntimeError, match=r"Backward0 needs the softmax output of .* codec='merged'"):
         loss.backward()
     with _hooks("merged"):
         loss = call(scores, value).sum()
