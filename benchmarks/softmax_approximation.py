@@ -6,6 +6,9 @@
 fresh process each, the time of a step (forward and backward) over eager's, and the relative error of all gradients.
 (b) The step's time without dropout. (c) The longest T whose kept bytes fit a budget, from the bytes at two lengths.
 The headlines are of T = 256: bytes with dropout, and the larger of the two times.
+
+CPUs run one thread unless OMP_NUM_THREADS is set: on a busy machine threads wait for each other at every pass, and the
+times say more about the neighbours than about the sides.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import ctypes
 import json
 import math
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -205,6 +209,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     """Runs all lengths, or the headline's alone."""
     options = arguments(__doc__ or "")
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     print(f"{machine()}; seed {options.seed}")
     rows: list[dict[str, Any]] = []
