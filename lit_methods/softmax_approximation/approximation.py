@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lit_methods.softmax_approximation._random import unmoved
@@ -47,7 +48,7 @@ class Approximation:
         self,
         name: str,
         route: str,
-        former: Callable[[], Any],
+        former: Callable[[], tuple[Tensor, Tensor | None]],
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -61,7 +62,7 @@ class Approximation:
         Args:
             name: The module's name.
             route: Of the report.
-            former: Computes the same in the model's own way, for the report.
+            former: Computes the same in the model's own way: called while a report is made, and compared.
             query: As of :func:`~.attention.softmax_attention`, and so are the others.
             key: Keys.
             value: Values.
@@ -71,6 +72,9 @@ class Approximation:
 
         Returns:
             As of :func:`~.attention.softmax_attention`.
+
+        Raises:
+            MisconfigurationException: If a report is made and the model's own way gives another output.
         """
         settings |= {"mask": mask, "dropout_p": dropout_p}
         if not torch.is_grad_enabled():
@@ -94,19 +98,36 @@ class Approximation:
             self.coverage.add(row)
             return run()
         masks = [] if mask is None else [mask]
-        row.before = _kept_by(former, call, masks)
+        row.before, expected = _formerly(former, call, masks)
         with SavedBytes() as meter:
             output, weights = run()
         row.after = _beyond(meter, call, [output, *self.coverage.masks])
+        if dropout_p == 0 or output.device.type == "cpu":  # elsewhere fused kernels draw other dropout masks
+            _check_same(name, output, expected)
         self.coverage.masks += masks
         self.coverage.add(row)
         return output, weights
 
 
-def _kept_by(former: Callable[[], Any], call: tuple[Tensor, ...], masks: list[Tensor]) -> int:
+def _formerly(
+    former: Callable[[], tuple[Tensor, Tensor | None]], call: tuple[Tensor, ...], masks: list[Tensor]
+) -> tuple[int, Tensor]:
+    """Bytes that the model's own way keeps of a call, and its output ``(B, H, T_q, d_v)``."""
     with paused(), unmoved(call[0].device), SavedBytes() as meter:
-        output = former()
-    return _beyond(meter, call, [output[0] if isinstance(output, tuple) else output, *masks])
+        output, _ = former()
+    return _beyond(meter, call, [output, *masks]), output.detach()
+
+
+def _check_same(name: str, output: Tensor, expected: Tensor) -> None:
+    """Refuses to take the place of attention that computes something else."""
+    exact = output.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(output.device.type)
+    scale = float(expected.nan_to_num().abs().max())
+    difference = float((output.detach() - expected).nan_to_num().abs().max())
+    if difference > (1e-3 if exact else 0.1) * scale:
+        raise MisconfigurationException(
+            f"The attention of {name} computes something else than softmax(Q K^T) V: its output differs by"
+            f" {difference:.2g} where values reach {scale:.2g}. Leave the module out with `modules=`."
+        )
 
 
 def _beyond(meter: SavedBytes, call: tuple[Tensor, ...], exclude: list[Tensor]) -> int:

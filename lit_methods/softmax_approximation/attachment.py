@@ -14,7 +14,6 @@ from torch.utils.hooks import RemovableHandle
 
 from lit_methods.softmax_approximation import hugging_face, multihead
 from lit_methods.softmax_approximation.approximation import Approximation
-from lit_methods.softmax_approximation.coverage import Coverage
 from lit_methods.softmax_approximation.meters import SavedBytes
 from lit_methods.softmax_approximation.saved_tensors import SavedTensors
 
@@ -124,15 +123,6 @@ class Attachment:
         for route in self._routes:
             route.detach()
         self._handles, self._routes = [], []
-
-
-def attach(
-    model: nn.Module, approximation: Approximation, modules: Sequence[str] | None = None, *, record: bool = False
-) -> Attachment:
-    """Attaches to a model, with a report of the next steps if asked for; arguments of :class:`Attachment`."""
-    if record:
-        approximation.coverage = Coverage()
-    return Attachment(model, approximation, modules)
 
 
 def check_model(model: nn.Module) -> None:

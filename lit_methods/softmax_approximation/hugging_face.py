@@ -54,11 +54,9 @@ class HuggingFaceRoute:
             _ROUTES[module] = self
 
     def former_of(self, module: nn.Module) -> str:
-        """The implementation that a module had."""
-        for config, former in zip(self._configs, self._former, strict=True):
-            if config is getattr(module, "config", None) and former is not None:
-                return str(former)
-        return str(self._former[0] or "sdpa")
+        """The implementation that a module had; ``sdpa`` for all those that take masks of other kinds than ours."""
+        formers = {id(config): former for config, former in zip(self._configs, self._former, strict=True)}
+        return "eager" if formers.get(id(getattr(module, "config", None)), self._former[0]) == "eager" else "sdpa"
 
     def detach(self) -> None:
         """Gives the model its own attention back."""
@@ -188,9 +186,13 @@ def attention_forward(
         output, weights = softmax_attention(query, key, value, codec="recompute", **settings)
     else:
         output, weights = route.approximation.attend(
-            route.names[module], route.name, former, query, key, value, **settings
+            route.names[module], route.name, lambda: _heads_first(former()), query, key, value, **settings
         )
     return output.transpose(1, 2), weights
+
+
+def _heads_first(found: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    return found[0].transpose(1, 2), found[1]
 
 
 def _with_bias(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:

@@ -105,7 +105,7 @@ def _pack(tensor: Tensor) -> Kept:
 def others_pack() -> bool:
     """Whether somebody else's hooks, activation checkpointing's above all, take what is saved now."""
     top = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return top is not None and not top[0].__module__.startswith(__package__)
+    return top is not None and not getattr(top[0], "__module__", "").startswith(__package__)
 
 
 class paused:

@@ -104,9 +104,10 @@ class HuggingFaceEncoder(nn.Module):
             )
         from transformers import AutoConfig, AutoModel
 
-        if pretrained is None:
-            self.model = AutoModel.from_config(AutoConfig.for_model(model_type, **(config or {})))
-        else:
+        if model_type is not None:
+            settings = AutoConfig.for_model(model_type, **(config or {}))
+            self.model = AutoModel.from_config(settings)  # type: ignore[no-untyped-call]
+        elif pretrained is not None:
             try:
                 self.model = AutoModel.from_pretrained(pretrained, local_files_only=True)
             except OSError as error:

@@ -17,10 +17,16 @@ from lit_methods.softmax_approximation.functional import pack_bits, unpack_bits
 from lit_methods.softmax_approximation.meters import Kept, count
 
 SOFTMAX = ("SoftmaxBackward0", "SafeSoftmaxBackward0")
-ORDERED = ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "UnsqueezeBackward0", "SqueezeBackward1")
-VIEWS = (
-    *ORDERED,
+IN_ORDER = {
+    "ViewBackward0",
+    "UnsafeViewBackward0",
+    "ReshapeAliasBackward0",
+    "UnsqueezeBackward0",
+    "SqueezeBackward1",
     "ExpandBackward0",
+}
+VIEWS = (
+    *IN_ORDER,
     "PermuteBackward0",
     "TransposeBackward0",
     "TBackward0",
@@ -143,29 +149,26 @@ class SavedTensors(saved_tensors_hooks):
     def _derived(self, tensor: Tensor, node: Node) -> Kept | None:
         """A view of a softmax output, its cast, or what dropout left of it."""
         views, above = _follow(node, VIEWS)
-        if above is None:
-            return None
-        if above.name() in SOFTMAX:
+        if above is not None and above.name() in SOFTMAX:
             known = _record(above)
             return _View(known, tensor) if known is not None and known.is_of(tensor) else None
-        if not tensor.is_contiguous() or tensor._version or not {*ORDERED, "ExpandBackward0"}.issuperset(views):
+        if above is None or not tensor.is_contiguous() or tensor._version or not IN_ORDER.issuperset(views):
             return None
+        late_cast, above = _past(above, CAST)
         factor, scale = None, 1.0
-        if above.name() in (PRODUCT, NATIVE_DROPOUT):
+        if above is not None and above.name() in (PRODUCT, NATIVE_DROPOUT):
             factor = self._factor_of(above)
             if factor is None:
                 return None
             scale = 1.0 if above.name() == PRODUCT else 1 / (1 - above._saved_p)  # type: ignore[attr-defined]
-            above = _parent(above)
-        cast = above is not None and above.name() == CAST
-        above = _parent(above) if cast and above is not None else above
+            _, above = _past(_follow(_parent(above), tuple(IN_ORDER))[1], CAST)
         known = _record(above) if above is not None and above.name() in SOFTMAX else None
         if known is None or tensor.numel() != known.size.numel() or tensor.device != known.tensors[0].device:
             return None
         if self._read_further(tensor, views, known):
             return None
         self._report(known, tensor, None)
-        return _Product(known, factor, scale, tensor)
+        return _Product(known, factor, scale, known.dtype if late_cast else tensor.dtype, tensor)
 
     def _read_further(self, tensor: Tensor, views: list[str], weights: _Weights) -> bool:
         """Whether others than a product of matrices save whole attention maps, which then stay dense."""
@@ -212,12 +215,12 @@ class SavedTensors(saved_tensors_hooks):
 class _Weights(Kept):
     """A softmax output as the codec keeps it; decoded once for its two readers."""
 
-    __slots__ = ("_decoded", "_dtype", "_pointer", "_version", "codec", "dense", "name", "size")
+    __slots__ = ("_decoded", "_pointer", "_version", "codec", "dense", "dtype", "name", "size")
 
     def __init__(self, weights: Tensor, codec: Codec, name: str) -> None:
         wide = torch.promote_types(weights.dtype, torch.float32)
-        super().__init__(*codec.encode(weights.to(wide)))
-        self.codec, self.name, self._dtype, self.size = codec, name, weights.dtype, weights.shape
+        super().__init__(*codec.encode(weights if codec.is_exact else weights.to(wide)))
+        self.codec, self.name, self.dtype, self.size = codec, name, weights.dtype, weights.shape
         self._pointer, self._version = weights.untyped_storage().data_ptr(), weights._version
         self._decoded: Tensor | None = None
         self.dense: set[int] = set()
@@ -243,7 +246,7 @@ class _Weights(Kept):
         if any(tensor._version != version for tensor, version in zip(self.tensors, self.versions, strict=True)):
             raise RuntimeError("A softmax output that backward needs was changed in place after the forward pass.")
         if self._decoded is None:
-            self._decoded = self.codec.decode(self.tensors, size=self.size, dtype=self._dtype)
+            self._decoded = self.codec.decode(self.tensors, size=self.size, dtype=self.dtype)
         return self._decoded
 
     def unpack(self) -> Tensor:
@@ -281,21 +284,23 @@ class _Mask(Kept):
 
 
 class _Product(Kept):
-    """Softmax output times dropout's mask, in the dtype and shape that the next product takes."""
+    """Softmax output times dropout's mask, in the shape and dtype that the next product takes."""
 
-    __slots__ = ("_dtype", "_factor", "_scale", "_size", "_weights")
+    __slots__ = ("_between", "_dtype", "_factor", "_scale", "_size", "_weights")
 
-    def __init__(self, weights: _Weights, factor: _Mask | None, scale: float, tensor: Tensor) -> None:
+    def __init__(
+        self, weights: _Weights, factor: _Mask | None, scale: float, between: torch.dtype, tensor: Tensor
+    ) -> None:
         super().__init__()
-        self._weights, self._factor, self._scale = weights, factor, scale
+        self._weights, self._factor, self._scale, self._between = weights, factor, scale, between
         self._size, self._dtype = tensor.shape, tensor.dtype
 
     def unpack(self) -> Tensor:
-        weights = self._weights.decoded().to(self._dtype)
+        weights = self._weights.decoded().to(self._between)
         if self._factor is not None:
             weights = weights * self._factor.unpack()
         weights = weights if self._scale == 1 else weights * self._scale
-        return weights.view(self._size)
+        return weights.to(self._dtype).view(self._size)
 
 
 def _parent(node: Node) -> Node | None:
@@ -309,6 +314,13 @@ def _follow(node: Node | None, names: tuple[str, ...]) -> tuple[list[str], Node 
         passed.append(node.name())
         node = _parent(node)
     return passed, node
+
+
+def _past(node: Node | None, name: str) -> tuple[bool, Node | None]:
+    """Steps over one node of that name and what only changes the shape above it; says whether there was one."""
+    if node is None or node.name() != name:
+        return False, node
+    return True, _follow(_parent(node), tuple(IN_ORDER))[1]
 
 
 def _record(node: Node) -> _Weights | None:

@@ -132,6 +132,15 @@ def test_the_former_attention_comes_back(former: str) -> None:
     assert torch.equal(_logits(model, batch), expected)
 
 
+def test_modules_of_a_flash_attention_model_that_are_left_out_take_sdpa() -> None:
+    model, batch = make("llama"), inputs("llama")
+    expected = _logits(model, batch)
+    model.config._attn_implementation_internal = "flash_attention_2"  # needs a GPU to run
+    with approximated(model, "log4", modules=["*.0"], record=True):
+        torch.testing.assert_close(_logits(model, batch), expected, rtol=0, atol=1e-5)
+    assert model.config._attn_implementation == "flash_attention_2"
+
+
 def test_a_copy_made_meanwhile_is_exact() -> None:
     model, batch = make("llama"), inputs("llama")
     exact = gradients(model, lambda: _logits(model, batch).square().mean())
@@ -184,6 +193,22 @@ def test_keyword_that_only_the_models_own_attention_names_is_refused() -> None:
     heads = torch.randn(1, 2, 3, 8)
     with pytest.raises(MisconfigurationException, match="temperature=2 to its attention"):
         hugging_face.attention_forward(module, heads, heads, heads, None, temperature=2)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_attention_that_computes_something_else_is_refused(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.bert import modeling_bert
+
+    plain = modeling_bert.eager_attention_forward
+
+    def sharpened(*args: Any, scaling: float, **kwargs: Any) -> Any:
+        return plain(*args, scaling=2 * scaling, **kwargs)
+
+    model, batch = make("bert", attention_probs_dropout_prob=dropout), inputs("bert")
+    monkeypatch.setattr(modeling_bert, "eager_attention_forward", sharpened)
+    sentence = r"attention of bert\.encoder\.layer\.0\.attention\.self computes something else"
+    with approximated(model, "log4", record=True), pytest.raises(MisconfigurationException, match=sentence):
+        model(**batch)
 
 
 def test_a_model_without_the_interface_takes_the_other_route() -> None:

@@ -48,7 +48,7 @@ def _own() -> tuple[nn.Module, Callable[[], Tensor]]:
     ids=lambda part: getattr(part, "__name__", part),
 )
 def test_softmax_attention_keeps_a_sixth(
-    make_model: Callable[[], tuple[nn.Module, Callable[[], Tensor]]], codec: str, capsys: pytest.CaptureFixture[str]
+    make_model: Callable[[], tuple[nn.Module, Callable[[], Tensor]]], codec: str
 ) -> None:
     model, call = make_model()
     whole = saved_bytes(call, exclude=[model])
@@ -63,11 +63,10 @@ def test_softmax_attention_keeps_a_sixth(
         kept = attachment.kept()
     coverage = attachment.approximation.coverage
     del output
-    with capsys.disabled():
-        print(
-            f"\n{make_model.__name__[1:]} {codec}: softmax attention {coverage.before} -> {coverage.after} bytes"
-            f" ({coverage.before / coverage.after:.1f} times), whole model {whole} -> {now} ({whole / now:.2f} times)"
-        )
+    print(
+        f"\n{make_model.__name__[1:]} {codec}: softmax attention {coverage.before} -> {coverage.after} bytes"
+        f" ({coverage.before / coverage.after:.1f} times), whole model {whole} -> {now} ({whole / now:.2f} times)"
+    )
     assert coverage.before >= FACTOR * coverage.after
     # the report is what happened: counted call by call it agrees with the whole graph
     assert kept == now

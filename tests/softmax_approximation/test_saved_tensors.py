@@ -1,18 +1,19 @@
 import gc
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 from weakref import ref
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lit_methods.softmax_approximation import Codec, TopK, as_codec
 from lit_methods.softmax_approximation.approximation import Approximation
 from lit_methods.softmax_approximation.coverage import Coverage
-from lit_methods.softmax_approximation.meters import ErrorMeter, saved_bytes
+from lit_methods.softmax_approximation.meters import ErrorMeter, SavedBytes, saved_bytes
 from lit_methods.softmax_approximation.saved_tensors import SavedTensors
 
 LENGTH = 64
@@ -52,6 +53,15 @@ def _half_dropped(scores: Tensor, value: Tensor) -> Tensor:
     return (F.dropout(weights, 0.2) @ value.bfloat16()).float()
 
 
+def _autocast(scores: Tensor, value: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return (F.dropout(torch.softmax(scores, -1), 0.2) @ value).float()
+
+
+def _half_throughout(scores: Tensor, value: Tensor) -> Tensor:
+    return (F.dropout(torch.softmax(scores.bfloat16(), -1), 0.2) @ value.bfloat16()).float()
+
+
 def _fused(scores: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(scores, scores, value, dropout_p=0.2)
 
@@ -67,6 +77,8 @@ def _supervised(scores: Tensor, value: Tensor) -> Tensor:
 
 
 WAYS = [
+    _autocast,
+    _half_throughout,
     _matmul,
     _dropped,
     _accelerator_dropped,
@@ -364,6 +376,36 @@ def test_records_are_freed_without_the_garbage_collector() -> None:
         assert watched() is None
     finally:
         gc.enable()
+
+
+def test_other_gradients_of_higher_order_are_as_without_hooks() -> None:
+    layer = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+    found = []
+    for hooks in (None, _hooks("log4"), SavedBytes()):
+        x = torch.linspace(-1, 1, 12).view(2, 6).requires_grad_()
+        with hooks or nullcontext():
+            slope = torch.autograd.grad(layer(x).sum(), x, create_graph=True)[0]
+            penalty = (slope.norm(dim=1) - 1).square().sum()
+        found.append(torch.autograd.grad(penalty, list(layer.parameters()), allow_unused=True))
+    for others in found[1:]:
+        for a, b in zip(others, found[0], strict=True):
+            assert (a is None and b is None) or torch.equal(a, b)
+
+
+@pytest.mark.gpu
+@each_way
+def test_on_a_gpu(way: Way) -> None:
+    if way in (_autocast, _fused, _masked):
+        pytest.skip("autocast of the CPU, a fused kernel, a mask on the CPU")
+    scores, value = (tensor.detach().cuda().requires_grad_() for tensor in _inputs())
+    torch.manual_seed(5)
+    expected = torch.autograd.grad(way(scores, value).square().sum(), (scores, value))
+    hooks = _hooks("merged")
+    torch.manual_seed(5)
+    with hooks:
+        loss = way(scores, value).square().sum()
+    torch.testing.assert_close(torch.autograd.grad(loss, (scores, value)), expected)
+    assert hooks.approximation.coverage.any
 
 
 def test_evaluation_packs_nothing() -> None:
