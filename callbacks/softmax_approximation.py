@@ -37,7 +37,8 @@ class SoftmaxApproximation(Callback):
     and resume.
 
     Args:
-        codec: A codec or its name, or ``"auto"`` for the one that reaches ``memory_target``.
+        codec: A codec or its name, or ``"auto"`` for the one that reaches ``memory_target``: chosen anew, among those
+            that need no query and key, if the model offers only its softmax outputs.
         modules: Patterns (``fnmatch``) of names of the modules to cover, with all that is inside; None for all.
         report: Whether to print and log the coverage table before the first step.
         memory_target: With ``codec="auto"``: how many times less is to be kept than eager attention keeps; 6.2, the
@@ -71,8 +72,9 @@ class SoftmaxApproximation(Callback):
     ) -> None:
         super().__init__()
         self.selection = None
+        self.keys, self.memory_target = keys, 6.2 if memory_target is None else memory_target
         if codec == AUTO:
-            self.selection = choose_codec(keys, memory_target=6.2 if memory_target is None else memory_target)
+            self.selection = choose_codec(keys, memory_target=self.memory_target)
             codec = self.selection.codec
         elif memory_target is not None:
             raise ValueError(f"memory_target={memory_target!r} belongs to codec='auto', but codec is {codec!r}.")
@@ -115,7 +117,12 @@ class SoftmaxApproximation(Callback):
         self._approximation.coverage = Coverage()
         self._attachment = Attachment(pl_module, self._approximation, self.modules)
         if self.selection is not None:
-            rank_zero_info(self.selection.reason)
+            chosen = self.selection
+            if not self._attachment.scores_at_hand:
+                chosen = choose_codec(self.keys, memory_target=self.memory_target, scores_at_hand=False)
+                if self._backed_off is None:
+                    self._approximation.codec = chosen.codec
+            rank_zero_info(chosen.reason)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Opens the hooks for the forward pass that follows."""

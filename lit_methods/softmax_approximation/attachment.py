@@ -77,6 +77,11 @@ class Attachment:
             self._handles.append(named[name].register_forward_pre_hook(before))
             self._handles.append(named[name].register_forward_hook(after, always_call=True))
 
+    @property
+    def scores_at_hand(self) -> bool:
+        """Whether some attention takes a route that has query and key; all others have only the weights."""
+        return bool(self._routes)
+
     def step(self) -> AbstractContextManager[None]:
         """A ``with`` block for a forward pass, or for a forward and a backward pass."""
         return self._step()

@@ -126,7 +126,8 @@ class Coverage:
         if lossy and any(row.codec not in ("recompute", "merged") for row in lossy):
             sentences.append(
                 "All scores of these modules come from query and key: codec='recompute' keeps less still, with exact"
-                " gradients. On a GPU without attention maps, attn_implementation='sdpa' does the same faster."
+                " gradients. On a GPU without attention maps a fused kernel does the same faster (of transformers:"
+                " attn_implementation='sdpa')."
             )
         return sentences
 

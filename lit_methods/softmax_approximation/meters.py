@@ -44,9 +44,21 @@ def count(kept: Kept) -> None:
         meter.entries.add(kept)
 
 
+def _strided(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The tensors with storages of their own that a sparse one is made of."""
+    if tensor.layout == torch.strided:
+        return (tensor,)
+    if tensor.layout == torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return ()
+
+
 def _storages(tensors: Iterable[Tensor]) -> dict[tuple[torch.device, int], int]:
-    dense = (tensor for tensor in tensors if tensor.layout == torch.strided)
-    storages = ((tensor.device, tensor.untyped_storage()) for tensor in dense)
+    storages = ((part.device, part.untyped_storage()) for tensor in tensors for part in _strided(tensor))
     return {(device, storage.data_ptr()): storage.nbytes() for device, storage in storages if storage.nbytes()}
 
 

@@ -142,7 +142,9 @@ class SavedTensors(saved_tensors_hooks):
             return "softmax over another than the last dimension"
         if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() != tensor.nbytes:
             return "not laid out in one piece"
-        return f"rows of {tensor.shape[-1]} keys only" if tensor.shape[-1] < self.min_keys else ""
+        return (
+            f"rows of {tensor.shape[-1]} keys only, below {self.min_keys}" if tensor.shape[-1] < self.min_keys else ""
+        )
 
     def _derived(self, tensor: Tensor, node: Node) -> Kept | None:
         """A view of a softmax output, its cast, or what dropout left of it."""

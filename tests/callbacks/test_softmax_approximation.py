@@ -261,6 +261,18 @@ def test_codec_comes_from_the_memory_target(tmp_path: Path, caplog: pytest.LogCa
     assert "recompute:" in caplog.text
 
 
+def test_codec_from_the_memory_target_needs_no_scores_where_there_are_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    callback = SoftmaxApproximation("auto", memory_target=6.2)
+    with caplog.at_level(logging.INFO):
+        _fit(_network(OwnAttention), tmp_path, callback)
+    assert {row.codec for row in callback.coverage.rows.values()} == {"log4"}
+    assert "log4:" in caplog.text
+    with pytest.raises(ValueError, match="memory_target=10 is out of reach"):
+        _fit(_network(OwnAttention), tmp_path, SoftmaxApproximation("auto", memory_target=10))
+
+
 def test_resume_goes_on_with_the_better_codec(tmp_path: Path) -> None:
     def callback() -> SoftmaxApproximation:
         return SoftmaxApproximation("log4", error_every_n_steps=1, max_error=1e-6)

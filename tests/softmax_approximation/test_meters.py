@@ -45,6 +45,20 @@ def test_attention_is_counted_by_hand() -> None:
     assert saved_bytes(attend, exclude=[query, key, value]) == weights_noise_and_product
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+def test_sparse_tensors_count_by_their_parts(compressed: bool) -> None:
+    places, values = torch.arange(10), torch.ones(10)
+    if compressed:
+        matrix, indices = torch.sparse_csr_tensor(torch.arange(11), places, values, (10, 10)), 8 * (11 + 10)
+    else:
+        matrix = torch.sparse_coo_tensor(torch.stack([places, places]), values, (10, 10), is_coalesced=True)
+        indices = 8 * 2 * 10
+    dense = torch.randn(10, 3, requires_grad=True)
+    assert saved_bytes(lambda: torch.sparse.mm(matrix, dense)) == 4 * 10 + indices
+    assert saved_bytes(lambda: torch.sparse.mm(matrix, dense), exclude=[matrix]) == 0
+
+
 def test_meters_nest_and_can_be_paused() -> None:
     x = torch.randn(64, requires_grad=True)
     with SavedBytes() as outer:
