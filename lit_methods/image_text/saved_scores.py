@@ -46,6 +46,18 @@ class SavedScores(LightningModule):
             raise MisconfigurationException("validation= is not set: there are no scores of the validation set.")
         return torch.from_numpy(np.asarray(_matrix(path), np.float32))
 
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Refuses: the scores are all there is."""
+        raise MisconfigurationException("SavedScores has nothing to train: run test, or validate.")
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Refuses: the scores are known already."""
+        raise MisconfigurationException("SavedScores has nothing to predict: run test, or validate.")
+
+    def configure_optimizers(self) -> None:
+        """Refuses: the scores are all there is."""
+        raise MisconfigurationException("SavedScores has nothing to train: run test, or validate.")
+
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Nothing: the scores are known."""
 

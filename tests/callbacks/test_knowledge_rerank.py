@@ -126,6 +126,10 @@ def test_saved_scores_are_a_base(data: DigitScenesDataModule, tmp_path: Path) ->
     assert found["test/rerank_rsum"] > found["test/base_rsum"]
     with pytest.raises(MisconfigurationException, match="validation= is not set"):
         _run(KnowledgeRerank(), data, tmp_path, "validate", SavedScores(tmp_path / "s.npy"))
+    for loop in ("fit", "predict"):
+        module = SavedScores(tmp_path / "s.npy")
+        with pytest.raises(MisconfigurationException, match="SavedScores has nothing to"):
+            getattr(toy_trainer(Parts(module, [], data), tmp_path), loop)(module, datamodule=data)
     with pytest.raises(FileNotFoundError, match="is no file"):
         SavedScores(tmp_path / "none.npy").setup("test")
     np.save(tmp_path / "o.npy", np.array([None]), allow_pickle=True)
