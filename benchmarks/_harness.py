@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import statistics
+import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,3 +67,33 @@ def finish(headlines: Mapping[str, float], figures: Mapping[str, Any], path: Pat
         print(f"headline {key} {value:.4g}")
     if path is not None:
         path.write_text(json.dumps({"machine": machine(), "headlines": dict(headlines), **figures}, indent=1))
+
+
+Part = Callable[[bool], tuple[dict[str, float], Any]]
+
+
+def run(description: str, *parts: Part, plots: Mapping[str, Callable[[Any, Path], None]] | None = None) -> None:
+    """A whole benchmark: each part in turn, or those that `--only` names, then figures and headlines.
+
+    Args:
+        description: For `--help`.
+        *parts: Each takes whether it is quick, and returns its headlines and its figures.
+        plots: By name of a part, what draws its figures into the PNG file `<benchmark>_<part>.png`.
+    """
+    options = arguments(description)
+    warnings.simplefilter("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        for logger in (name, f"{name}.utilities.rank_zero"):
+            logging.getLogger(logger).setLevel(logging.ERROR)
+    torch.manual_seed(options.seed)
+    print(f"{machine()}; seed {options.seed}")
+    headlines: dict[str, float] = {}
+    figures: dict[str, Any] = {}
+    for part in parts:
+        if options.only is None or options.only in part.__name__:
+            found, figures[part.__name__] = part(options.quick)
+            headlines |= found
+    for name, draw in (plots or {}).items():
+        if options.plots is not None and name in figures:
+            draw(figures[name], options.plots / f"{Path(sys.argv[0]).stem}_{name}.png")
+    finish(headlines, figures, options.json)

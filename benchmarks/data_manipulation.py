@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import statistics
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks._harness import arguments, finish, machine, medians, table
+from benchmarks._harness import medians, run, table
 from benchmarks._weighting import Data, compare, imbalance, noise
 from lit_methods import Classifier, DataWeighting
 from lit_methods.backbones import MLP, SmallCNN
@@ -281,20 +279,7 @@ def class_imbalance(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]
 
 def main() -> None:
     """Runs all parts, or those that `--only` names."""
-    options = arguments(__doc__ or "")
-    warnings.simplefilter("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.ERROR)
-    torch.manual_seed(options.seed)
-    print(f"{machine()}; seed {options.seed}")
-    headlines: dict[str, float] = {}
-    figures: dict[str, Any] = {}
-    for part in (step_cost, label_noise, class_imbalance):
-        if options.only is None or options.only in part.__name__:
-            found, figures[part.__name__] = part(options.quick)
-            headlines |= found
-    finish(headlines, figures, options.json)
+    run(__doc__ or "", step_cost, label_noise, class_imbalance)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -21,7 +19,7 @@ from opacus.grad_sample import GradSampleHooks
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from benchmarks._harness import arguments, finish, machine, medians, table
+from benchmarks._harness import medians, run, table
 from benchmarks._utility import Task, compare, draw
 from lit_methods.backbones import MLP, SmallCNN
 from lit_methods.datamodules import DigitsDataModule, FashionMNISTDataModule, HubImageDataModule
@@ -263,22 +261,7 @@ def utility(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
 
 def main() -> None:
     """Runs all parts, or those that `--only` names."""
-    options = arguments(__doc__ or "")
-    warnings.simplefilter("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.ERROR)
-    torch.manual_seed(options.seed)
-    print(f"{machine()}; seed {options.seed}")
-    headlines: dict[str, float] = {}
-    figures: dict[str, Any] = {}
-    for part in (setup, noise_step, training_step, utility):
-        if options.only is None or options.only in part.__name__:
-            found, figures[part.__name__] = part(options.quick)
-            headlines |= found
-    if options.plots is not None and "utility" in figures:
-        draw(figures["utility"], options.plots / "differential_privacy_utility.png")
-    finish(headlines, figures, options.json)
+    run(__doc__ or "", setup, noise_step, training_step, utility, plots={"utility": draw})
 
 
 if __name__ == "__main__":

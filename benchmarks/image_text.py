@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks._harness import arguments, finish, machine, medians, table
+from benchmarks._harness import medians, run, table
 from lit_methods.image_text.builder import KnowledgeBuilder
 from lit_methods.image_text.functional import CaptionUnits, UnitTable, match, score_chunks, t2i_scores
 from lit_methods.image_text.reranking import rerank
@@ -165,16 +165,7 @@ def building(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
 
 def main() -> None:
     """Runs all parts, or those that `--only` names."""
-    options = arguments(__doc__ or "")
-    torch.manual_seed(options.seed)
-    print(f"{machine()}; seed {options.seed}")
-    headlines: dict[str, float] = {}
-    figures: dict[str, Any] = {}
-    for part in (scorer, reranking, building):
-        if options.only is None or options.only in part.__name__:
-            found, figures[part.__name__] = part(options.quick)
-            headlines |= found
-    finish(headlines, figures, options.json)
+    run(__doc__ or "", scorer, reranking, building)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Attention by what it keeps for backward: bytes, peak, time and gradient error, side by side.
 
-`python -m benchmarks.softmax_approximation [--quick] [--json FILE]`; with `--json` the plot lands beside the file.
+`python -m benchmarks.softmax_approximation [--quick] [--json FILE] [--plots FOLDER]`
 
 (a) For lengths T, with dropout 0.1: bytes that autograd keeps beyond inputs and output, peak memory of four layers in a
 fresh process each, the time of a step (forward and backward) over eager's, and the relative error of all gradients.
@@ -182,9 +182,10 @@ def longest(side: str, dropout_p: float, lengths: tuple[int, int]) -> int:
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Kept memory against gradient error, one point a side."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure, axes = plt.subplots(figsize=(6, 4))
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
     length = max(row["length"] for row in rows)
     eager_mib = next(row["kept_mib"] for row in rows if row["side"] == "eager" and row["length"] == length)
     below = {"eager", "checkpoint", "topk"}
@@ -202,8 +203,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         yscale="log",
         title=f"T = {length}",
     )
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
@@ -235,8 +236,8 @@ def main() -> None:
         "step_log4_vs_eager": max(by_side["log4"]["time"], by_side["log4"]["time_no_dropout"]),
         "step_recompute_vs_eager": max(by_side["recompute"]["time"], by_side["recompute"]["time_no_dropout"]),
     }
-    if options.json is not None:
-        plot(rows, options.json.with_suffix(".png"))
+    if options.plots is not None:
+        plot(rows, options.plots / "softmax_approximation.png")
     finish(headlines, {"rows": json.loads(json.dumps(rows)), "longest": limits}, options.json)
 
 
