@@ -1,0 +1,1 @@
+"""Diffusion augmentation of irrelevant unlabelled images (DWD), and open-set semi-supervised classifiers."""
