@@ -5,7 +5,10 @@ from .digits import DigitsDataModule
 from .errors import DatasetNotFoundError
 from .fashion_mnist import FashionMNISTDataModule
 from .hub_images import HubImageDataModule
+from .image_folder import ImageFolderDataModule
 from .images import ImageDataModule
+from .open_set import OpenSetDataModule
+from .open_set_split import OpenSetSplit
 
 __all__ = [
     "DatasetNotFoundError",
@@ -14,5 +17,8 @@ __all__ = [
     "HubImageDataModule",
     "ImageDataModule",
     "ImageDataset",
+    "ImageFolderDataModule",
+    "OpenSetDataModule",
+    "OpenSetSplit",
     "collate_images",
 ]

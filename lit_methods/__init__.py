@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lit_methods.callbacks import BandedSquareRootNoise
     from lit_methods.classifier import Classifier
-    from lit_methods.datamodules import DigitsDataModule, FashionMNISTDataModule, HubImageDataModule
+    from lit_methods.datamodules import (
+        DigitsDataModule,
+        FashionMNISTDataModule,
+        HubImageDataModule,
+        ImageFolderDataModule,
+        OpenSetDataModule,
+    )
 
 __version__ = version("lit-methods")
 
@@ -20,6 +26,8 @@ __all__ = [
     "DigitsDataModule",
     "FashionMNISTDataModule",
     "HubImageDataModule",
+    "ImageFolderDataModule",
+    "OpenSetDataModule",
     "__version__",
 ]
 
@@ -29,6 +37,8 @@ _HOMES = {
     "DigitsDataModule": "lit_methods.datamodules",
     "FashionMNISTDataModule": "lit_methods.datamodules",
     "HubImageDataModule": "lit_methods.datamodules",
+    "ImageFolderDataModule": "lit_methods.datamodules",
+    "OpenSetDataModule": "lit_methods.datamodules",
 }
 
 

@@ -203,11 +203,29 @@ def _hub_images(folder: Path) -> LightningDataModule:
     )
 
 
+def _image_folder(folder: Path) -> LightningDataModule:
+    for split in ("train", "test"):
+        for label in ("cat", "dog"):
+            (folder / split / label).mkdir(parents=True, exist_ok=True)
+            for i in range(8):
+                Image.new("L", (5, 5), i).save(folder / split / label / f"{i}.png")
+    return lit_methods.ImageFolderDataModule(folder, batch_size=BATCH, val_fraction=0.25)
+
+
+def _open_set(folder: Path) -> LightningDataModule:
+    return lit_methods.OpenSetDataModule(
+        lit_methods.DigitsDataModule(), range(5), labels_per_class=5, val_per_class=5, batch_size=BATCH
+    )
+
+
 DATAMODULES: dict[str, Callable[[Path], LightningDataModule]] = {
     "DigitsDataModule": lambda folder: lit_methods.DigitsDataModule(batch_size=BATCH),
     "FashionMNISTDataModule": _fashion_mnist,
     "HubImageDataModule": _hub_images,
+    "ImageFolderDataModule": _image_folder,
+    "OpenSetDataModule": _open_set,
 }
+OWN_BATCHES = {"OpenSetDataModule": "its batches are not (images, labels); tests/semi_supervised feeds them to modules"}
 
 
 def entry(name: str) -> Entry:

@@ -11,8 +11,9 @@ from lightning.pytorch import LightningDataModule
 
 from lit_methods import Classifier
 from lit_methods.backbones import MLP
+from tests.battery.state import plain
 from tests.battery.trainers import toy_trainer
-from tests.matrix import DATAMODULES, Parts
+from tests.matrix import DATAMODULES, OWN_BATCHES, Parts
 
 LOOPS = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
 per_datamodule = pytest.mark.parametrize("name", DATAMODULES)
@@ -23,12 +24,15 @@ def _batch(data: LightningDataModule, stage: str) -> Any:
     torch.manual_seed(3)
     data.prepare_data()
     data.setup(stage)
-    return next(iter(getattr(data, f"{LOOPS[stage]}_dataloader")()))
+    loaders = getattr(data, f"{LOOPS[stage]}_dataloader")()
+    return next(iter(loaders[0] if isinstance(loaders, list) else loaders))
 
 
 @per_datamodule
 @pytest.mark.parametrize("stage", LOOPS)
 def test_feeds_the_loop_of_a_classifier(name: str, stage: str, tmp_path: Path) -> None:
+    if name in OWN_BATCHES:
+        pytest.skip(OWN_BATCHES[name])
     data = DATAMODULES[name](tmp_path)
     images, labels = _batch(DATAMODULES[name](tmp_path), "fit")
     assert images.shape[0] == labels.shape[0]
@@ -46,5 +50,4 @@ def test_copies_give_the_same_batches(name: str, stage: str, tmp_path: Path) -> 
     expected = _batch(data, stage)
     copies += [copy.deepcopy(data), pickle.loads(pickle.dumps(data))]  # noqa: S301
     for other in copies:
-        for found, tensor in zip(_batch(other, stage), expected, strict=True):
-            assert torch.equal(found, tensor)
+        assert plain(_batch(other, stage)) == plain(expected)

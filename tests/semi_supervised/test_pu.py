@@ -134,7 +134,9 @@ def test_logistic_balanced_risk_is_minimised_by_the_density_ratio() -> None:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        negative = (mixture * logistic_surrogate(-logits)).sum() - PRIOR * (relevant * logistic_surrogate(-logits)).sum()
+        negative = (mixture * logistic_surrogate(-logits)).sum() - PRIOR * (
+            relevant * logistic_surrogate(-logits)
+        ).sum()
         risk = (relevant * logistic_surrogate(logits)).sum() + negative / (1 - PRIOR)
         risk.backward()
         return risk
