@@ -5,6 +5,7 @@ among the unlabelled ones, `p_l` and `p_o` the densities of relevant and irrelev
 `p_u = mu p_l + (1 - mu) p_o` that of unlabelled ones.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -203,3 +204,36 @@ def start_timestep(strength: float, num_train_timesteps: int) -> int:
     if not 0 <= strength <= 1:
         raise ValueError(f"strength={strength} must lie in [0, 1]: 0 copies the source, 1 forgets it.")
     return round(num_train_timesteps * strength) - 1
+
+
+def dpm_solver_2m(
+    predict: Callable[[Tensor, int], Tensor], latents: Tensor, alphas_cumprod: Tensor, timesteps: list[int]
+) -> Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) along the probability flow to the clean image.
+
+    With `a = sqrt(alpha_bar)`, `s = sqrt(1 - alpha_bar)` and `lambda = log(a / s)`, each step extrapolates the
+    predictions of the clean image linearly in `lambda`; the first and the last step are of first order.
+
+    Args:
+        predict: Noise in latents `(B, C, H, W)` at a timestep.
+        latents: Latents at the first timestep, `(B, C, H, W)`, float32.
+        alphas_cumprod: The schedule's `alpha_bar_t`, `(T,)`.
+        timesteps: Falling timesteps, at least one.
+
+    Returns:
+        Clean latents `(B, C, H, W)`.
+    """
+    alpha_bar = alphas_cumprod.double().cpu()[timesteps]
+    signal, noise = alpha_bar.sqrt().tolist(), (1 - alpha_bar).sqrt().tolist()
+    half_log_snr = (0.5 * (alpha_bar / (1 - alpha_bar)).log()).tolist()
+    previous, previous_gap = latents, math.inf
+    for i, timestep in enumerate(timesteps):
+        clean = (latents - noise[i] * predict(latents, timestep)) / signal[i]
+        if i == len(timesteps) - 1:
+            return clean
+        gap = half_log_snr[i + 1] - half_log_snr[i]
+        slope = gap / (2 * previous_gap)
+        mixed = (1 + slope) * clean - slope * previous
+        latents = (noise[i + 1] / noise[i]) * latents - signal[i + 1] * math.expm1(-gap) * mixed
+        previous, previous_gap = clean, gap
+    raise ValueError("timesteps is empty; pass at least one.")
