@@ -212,6 +212,14 @@ class OpenSetDataModule(LightningDataModule):
         """The pool in its order."""
         return self._loader(self._ready(self.unlabeled_set, "predict"))
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Moves a batch; the index of unlabelled training images stays on the CPU, where tables by example are."""
+        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        if isinstance(batch, dict) and "unlabeled" in batch:
+            images, _, known = moved["unlabeled"]
+            moved["unlabeled"] = images, batch["unlabeled"][1], known
+        return moved
+
     def _setup_fit(self) -> None:
         found = self.source.read("train")
         if found is None:

@@ -5,6 +5,7 @@ A new method joins by one `Entry`: `tests/test_matrix.py` fails until it has one
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from torch.utils.data.distributed import DistributedSampler
 
 import lit_methods
 from lit_methods.backbones import MLP
+from lit_methods.semi_supervised import FrozenRelevance, PULoss, RelevanceDiscriminator, Transformation
+from tests.semi_supervised.toys import tiny_diffusion, tiny_discriminator, tiny_unet, toy_data, toy_images
 
 EXAMPLES, BATCH, FEATURES, CLASSES = 48, 8, 4, 3
 
@@ -125,6 +128,17 @@ def _banded_square_root_noise(folder: Path, processes: int = 1) -> Parts:
     return Parts(lit_methods.Classifier(toy_network(), CLASSES), [callback], data, trainer)
 
 
+def _relevance_discriminator(folder: Path, processes: int = 1) -> Parts:
+    module = RelevanceDiscriminator(
+        tiny_discriminator(), PULoss(0.5), optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    )
+    return Parts(module, [], toy_data(BATCH // processes))
+
+
+def _diffusion(folder: Path, processes: int = 1) -> Parts:
+    return Parts(tiny_diffusion(), [], toy_data(BATCH // processes))
+
+
 def _narrow() -> ToyData:
     inputs, labels = toy_tensors()
     return ToyData(inputs[:, 1:], labels)
@@ -152,9 +166,17 @@ _FROM_TORCH = (
     Bad("narrow inputs", _narrow, (RuntimeError, r"shapes cannot be multiplied \(8x3 and 4x6\)")),
     Bad("unknown label", _unknown_label, (IndexError, "Target 3 is out of bounds")),
 )
+_OPEN_SET = (
+    Bad("labels alone", lambda: ToyData(*toy_images()[:2]), (TypeError, "training needs 'labeled' and 'unlabeled'")),
+)
+_UNKNOWN_CLASS = Bad(
+    "label of an unknown class",
+    lambda: toy_data(labels=torch.full((EXAMPLES,), 2)),
+    (ValueError, "has labels 2 to 2, but num_classes=2 allows 0 to 1"),
+)
 _NONE_OF_OURS = "Lightning resumes in mid-epoch only with a stateful loader; the plain one starts its epoch again"
 
-ENTRIES = (
+ENTRIES: tuple[Entry, ...] = (
     Entry(
         "Classifier",
         _classifier,
@@ -181,6 +203,27 @@ ENTRIES = (
             Bad("one NaN input", _nan(0), finite=True),
             Bad("every other input NaN", _nan(*range(0, EXAMPLES, 2)), finite=True),
         ),
+    ),
+    Entry(
+        "RelevanceDiscriminator",
+        _relevance_discriminator,
+        reload=lambda: {"network": tiny_discriminator(), "loss": PULoss(0.5)},
+        bad=_OPEN_SET,
+        skips={
+            "resumes_mid_epoch": _NONE_OF_OURS,
+            "ddp_equal": "the non-negative risk looks at the sign of a mean, which differs between shares of a batch",
+        },
+    ),
+    Entry(
+        "DiscriminatorWeightedDiffusion",
+        _diffusion,
+        reload=lambda: {
+            "unet": tiny_unet(),
+            "relevance": FrozenRelevance(tiny_discriminator(), prior=0.5),
+            "transformation": Transformation(num_inference_steps=2),
+        },
+        bad=(*_OPEN_SET, _UNKNOWN_CLASS),
+        skips={"resumes_mid_epoch": _NONE_OF_OURS},
     ),
 )
 

@@ -29,14 +29,15 @@ class ExponentialMovingAverage(nn.Module):
         self.decay = decay
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
         self.register_buffer("updates", torch.zeros(()))
+        self.eval()
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Moves the copy towards `network`; no value is read back from the device."""
         followed = [p.detach() for p in network.parameters()]
-        averaged = list(self.network.parameters())
+        averaged = [p.detach() for p in self.network.parameters()]
         step = 1 - torch.clamp((1 + self.updates) / (10 + self.updates), max=self.decay)
-        difference = torch._foreach_sub(followed, averaged)
+        difference = list(torch._foreach_sub(followed, averaged))
         torch._foreach_mul_(difference, step)
         torch._foreach_add_(averaged, difference)
         for own, other in zip(self.network.buffers(), network.buffers(), strict=True):

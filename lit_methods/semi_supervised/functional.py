@@ -228,7 +228,7 @@ def dpm_solver_2m(
     half_log_snr = (0.5 * (alpha_bar / (1 - alpha_bar)).log()).tolist()
     previous, previous_gap = latents, math.inf
     for i, timestep in enumerate(timesteps):
-        clean = (latents - noise[i] * predict(latents, timestep)) / signal[i]
+        clean: Tensor = (latents - noise[i] * predict(latents, timestep)) / signal[i]
         if i == len(timesteps) - 1:
             return clean
         gap = half_log_snr[i + 1] - half_log_snr[i]

@@ -16,8 +16,8 @@ def encode(autoencoder: Any, images: Tensor) -> Tensor:
     """
     if autoencoder is None:
         return images
-    latents: Tensor = autoencoder.encode(images).latent_dist.mode()
-    return latents * autoencoder.config.scaling_factor
+    latents: Tensor = autoencoder.encode(images).latent_dist.mode() * autoencoder.config.scaling_factor
+    return latents
 
 
 @torch.no_grad()
