@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lit_methods.callbacks import BandedSquareRootNoise
+    from lit_methods.callbacks import BandedSquareRootNoise, SyntheticImageWriter
     from lit_methods.classifier import Classifier
     from lit_methods.datamodules import (
         DigitsDataModule,
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         ImageFolderDataModule,
         OpenSetDataModule,
     )
+    from lit_methods.semi_supervised import DiscriminatorWeightedDiffusion, RelevanceDiscriminator
 
 __version__ = version("lit-methods")
 
@@ -24,10 +25,13 @@ __all__ = [
     "BandedSquareRootNoise",
     "Classifier",
     "DigitsDataModule",
+    "DiscriminatorWeightedDiffusion",
     "FashionMNISTDataModule",
     "HubImageDataModule",
     "ImageFolderDataModule",
     "OpenSetDataModule",
+    "RelevanceDiscriminator",
+    "SyntheticImageWriter",
     "__version__",
 ]
 
@@ -35,10 +39,13 @@ _HOMES = {
     "BandedSquareRootNoise": "lit_methods.callbacks",
     "Classifier": "lit_methods.classifier",
     "DigitsDataModule": "lit_methods.datamodules",
+    "DiscriminatorWeightedDiffusion": "lit_methods.semi_supervised",
     "FashionMNISTDataModule": "lit_methods.datamodules",
     "HubImageDataModule": "lit_methods.datamodules",
     "ImageFolderDataModule": "lit_methods.datamodules",
     "OpenSetDataModule": "lit_methods.datamodules",
+    "RelevanceDiscriminator": "lit_methods.semi_supervised",
+    "SyntheticImageWriter": "lit_methods.callbacks",
 }
 
 

@@ -3,6 +3,7 @@
 A new method joins by one `Entry`: `tests/test_matrix.py` fails until it has one.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +25,7 @@ from lit_methods.semi_supervised import FrozenRelevance, PULoss, RelevanceDiscri
 from tests.semi_supervised.toys import tiny_diffusion, tiny_discriminator, tiny_unet, toy_data, toy_images
 
 EXAMPLES, BATCH, FEATURES, CLASSES = 48, 8, 4, 3
+_FRESH = itertools.count()
 
 
 class Parts(NamedTuple):
@@ -139,6 +141,11 @@ def _diffusion(folder: Path, processes: int = 1) -> Parts:
     return Parts(tiny_diffusion(), [], toy_data(BATCH // processes))
 
 
+def _synthetic_image_writer(folder: Path, processes: int = 1) -> Parts:
+    writer = lit_methods.SyntheticImageWriter(folder / str(next(_FRESH)), keep_predictions=True)
+    return Parts(tiny_diffusion(), [writer], toy_data(BATCH // processes))
+
+
 def _narrow() -> ToyData:
     inputs, labels = toy_tensors()
     return ToyData(inputs[:, 1:], labels)
@@ -224,6 +231,16 @@ ENTRIES: tuple[Entry, ...] = (
         },
         bad=(*_OPEN_SET, _UNKNOWN_CLASS),
         skips={"resumes_mid_epoch": _NONE_OF_OURS},
+    ),
+    Entry(
+        "SyntheticImageWriter",
+        _synthetic_image_writer,
+        reload=lambda: {
+            "unet": tiny_unet(),
+            "relevance": FrozenRelevance(tiny_discriminator(), prior=0.5),
+            "transformation": Transformation(num_inference_steps=2),
+        },
+        skips={"resumes_mid_epoch": _NONE_OF_OURS, "ddp_equal": "it has no part in training"},
     ),
 )
 

@@ -27,7 +27,9 @@ def image_rows(rows: Sequence[tuple[str, Tensor]], low: float, high: float) -> "
         pixels = ((images.detach().float().cpu() - low) / (high - low)).clamp(0, 1).numpy()
         for axes, picture in zip(line, pixels, strict=True):
             grey = picture.shape[0] == 1
-            axes.imshow(picture[0] if grey else picture.transpose(1, 2, 0), cmap="gray" if grey else None, vmin=0, vmax=1)
+            axes.imshow(
+                picture[0] if grey else picture.transpose(1, 2, 0), cmap="gray" if grey else None, vmin=0, vmax=1
+            )
             axes.set(xticks=[], yticks=[])
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
     return figure

@@ -15,8 +15,8 @@ from lit_methods.semi_supervised.draws import DiffusionDraws, seeded_generator
 from lit_methods.semi_supervised.ema import ExponentialMovingAverage
 from lit_methods.semi_supervised.functional import effective_sample_size, per_sample_error, weighted_diffusion_loss
 from lit_methods.semi_supervised.latents import encode
-from lit_methods.semi_supervised.module.common import draws_figures, with_scheduler
 from lit_methods.semi_supervised.relevance import JointRelevance, Relevance, UniformRelevance
+from lit_methods.semi_supervised.training import draws_figures, with_scheduler
 from lit_methods.semi_supervised.transformation import Transformation
 
 _CACHED, _COUNT = "lit_methods_relevance", "lit_methods_diffusion_draws"
@@ -267,7 +267,8 @@ class DiscriminatorWeightedDiffusion(LightningModule):
         self.log_dict(values, **settings)
 
     def _step_both(self, discriminator_loss: Tensor, loss: Tensor) -> None:
-        self.log("train/loss_discriminator", discriminator_loss, on_step=False, on_epoch=True, sync_dist=True)
+        settings: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True, "batch_size": 1}
+        self.log("train/loss_discriminator", discriminator_loss, **settings)
         optimizers = cast(list[LightningOptimizer], self.optimizers())
         for optimizer, value in ((optimizers[1], discriminator_loss), (optimizers[0], loss)):
             optimizer.zero_grad()

@@ -14,8 +14,8 @@ from lit_methods.logging import log_figure
 from lit_methods.semi_supervised.batches import OpenSetBatch, Unlabeled, check_training_batch
 from lit_methods.semi_supervised.draws import seeded
 from lit_methods.semi_supervised.functional import effective_sample_size
-from lit_methods.semi_supervised.module.common import draws_figures, with_scheduler
 from lit_methods.semi_supervised.pu import PULoss, RelevanceWeight
+from lit_methods.semi_supervised.training import draws_figures, with_scheduler
 
 
 class RelevanceDiscriminator(LightningModule):

@@ -1,4 +1,4 @@
-"""What the LightningModules of the room share."""
+"""What the LightningModules of the room share when they train."""
 
 from typing import Any, cast
 
