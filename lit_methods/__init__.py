@@ -17,7 +17,11 @@ if TYPE_CHECKING:
         ImageFolderDataModule,
         OpenSetDataModule,
     )
-    from lit_methods.semi_supervised import DiscriminatorWeightedDiffusion, RelevanceDiscriminator
+    from lit_methods.semi_supervised import (
+        DiscriminatorWeightedDiffusion,
+        RelevanceDiscriminator,
+        SemiSupervisedClassifier,
+    )
 
 __version__ = version("lit-methods")
 
@@ -31,6 +35,7 @@ __all__ = [
     "ImageFolderDataModule",
     "OpenSetDataModule",
     "RelevanceDiscriminator",
+    "SemiSupervisedClassifier",
     "SyntheticImageWriter",
     "__version__",
 ]
@@ -45,6 +50,7 @@ _HOMES = {
     "ImageFolderDataModule": "lit_methods.datamodules",
     "OpenSetDataModule": "lit_methods.datamodules",
     "RelevanceDiscriminator": "lit_methods.semi_supervised",
+    "SemiSupervisedClassifier": "lit_methods.semi_supervised",
     "SyntheticImageWriter": "lit_methods.callbacks",
 }
 
