@@ -71,8 +71,8 @@ class IOMatch(Strategy):
     """IOMatch (Li et al. 2023): inliers and outliers share one open-set target.
 
     `CE + L_mb + mean 1[max p >= tau_p] 1[sum_k p_k o_k(out) < 1/2] CE(A(u), p)
-    + mean 1[max q >= tau_q] CE_open(A(u), q)` with the open-set targets `q` of `open_set_targets`; the last term starts in the second epoch. Distribution
-    alignment and rotation, which its authors list as options, are left out.
+    + mean 1[max q >= tau_q] CE_open(A(u), q)` with the open-set targets `q` of `open_set_targets`; the last term starts
+    in the second epoch. Distribution alignment and rotation, which its authors list as options, are left out.
 
     Args:
         threshold: `tau_p`.
