@@ -21,8 +21,16 @@ from torch.utils.data.distributed import DistributedSampler
 
 import lit_methods
 from lit_methods.backbones import MLP
-from lit_methods.semi_supervised import FrozenRelevance, PULoss, RelevanceDiscriminator, Transformation
-from tests.semi_supervised.toys import tiny_diffusion, tiny_discriminator, tiny_unet, toy_data, toy_images
+from lit_methods.semi_supervised import FixMatch, FrozenRelevance, PULoss, RelevanceDiscriminator, Transformation
+from tests.semi_supervised.toys import (
+    tiny_backbone,
+    tiny_classifier,
+    tiny_diffusion,
+    tiny_discriminator,
+    tiny_unet,
+    toy_data,
+    toy_images,
+)
 
 EXAMPLES, BATCH, FEATURES, CLASSES = 48, 8, 4, 3
 _FRESH = itertools.count()
@@ -141,6 +149,10 @@ def _diffusion(folder: Path, processes: int = 1) -> Parts:
     return Parts(tiny_diffusion(), [], toy_data(BATCH // processes))
 
 
+def _semi_supervised_classifier(folder: Path, processes: int = 1) -> Parts:
+    return Parts(tiny_classifier(FixMatch(threshold=0.5)), [], toy_data(BATCH // processes))
+
+
 def _synthetic_image_writer(folder: Path, processes: int = 1) -> Parts:
     writer = lit_methods.SyntheticImageWriter(folder / str(next(_FRESH)), keep_predictions=True)
     return Parts(tiny_diffusion(), [writer], toy_data(BATCH // processes))
@@ -214,6 +226,12 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         "RelevanceDiscriminator",
         _relevance_discriminator,
+        configs=(
+            "semi_supervised/digits_discriminator.yaml",
+            "semi_supervised/six_animal/discriminator.yaml",
+            "semi_supervised/cifar10_100/discriminator.yaml",
+            "semi_supervised/imagenet30/discriminator.yaml",
+        ),
         reload=lambda: {"network": tiny_discriminator(), "loss": PULoss(0.5)},
         bad=_OPEN_SET,
         skips={
@@ -224,11 +242,32 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         "DiscriminatorWeightedDiffusion",
         _diffusion,
+        configs=(
+            "semi_supervised/digits_diffusion.yaml",
+            "semi_supervised/six_animal/diffusion.yaml",
+            "semi_supervised/cifar10_100/diffusion.yaml",
+            "semi_supervised/imagenet30/diffusion.yaml",
+        ),
         reload=lambda: {
             "unet": tiny_unet(),
             "relevance": FrozenRelevance(tiny_discriminator(), prior=0.5),
             "transformation": Transformation(num_inference_steps=2),
         },
+        bad=(*_OPEN_SET, _UNKNOWN_CLASS),
+        skips={"resumes_mid_epoch": _NONE_OF_OURS},
+    ),
+    Entry(
+        "SemiSupervisedClassifier",
+        _semi_supervised_classifier,
+        configs=(
+            "semi_supervised/digits_fixmatch.yaml",
+            "semi_supervised/digits_supervised.yaml",
+            "semi_supervised/six_animal/fixmatch.yaml",
+            "semi_supervised/six_animal/supervised.yaml",
+            "semi_supervised/cifar10_100/fixmatch.yaml",
+            "semi_supervised/imagenet30/fixmatch.yaml",
+        ),
+        reload=lambda: {"backbone": tiny_backbone(), "strategy": FixMatch(threshold=0.5)},
         bad=(*_OPEN_SET, _UNKNOWN_CLASS),
         skips={"resumes_mid_epoch": _NONE_OF_OURS},
     ),

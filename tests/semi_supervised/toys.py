@@ -12,7 +12,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from lit_methods.backbones import MLP
-from lit_methods.semi_supervised import DiscriminatorWeightedDiffusion, FrozenRelevance, Transformation
+from lit_methods.semi_supervised import (
+    DiscriminatorWeightedDiffusion,
+    FrozenRelevance,
+    SemiSupervisedClassifier,
+    Strategy,
+    Transformation,
+)
 
 
 def tiny_unet(num_classes: int = 2, size: int = 4, channels: int = 1) -> UNet2DModel:
@@ -145,3 +151,18 @@ def tiny_diffusion(**arguments: object) -> DiscriminatorWeightedDiffusion:
         "optimizer": partial(torch.optim.SGD, lr=0.05),
     }
     return DiscriminatorWeightedDiffusion(tiny_unet(), 2, **(settings | arguments))
+
+
+def tiny_backbone(features: int = 6) -> nn.Module:
+    """The same small network of features in each call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(6)
+        return MLP(16, [12], features)
+
+
+def tiny_classifier(strategy: Strategy, **arguments: object) -> SemiSupervisedClassifier:
+    """A classifier of the toy's two classes, the same in each call."""
+    settings: dict[str, object] = {"optimizer": partial(torch.optim.SGD, lr=0.1)}
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return SemiSupervisedClassifier(tiny_backbone(), 6, 2, strategy, **(settings | arguments))
