@@ -50,7 +50,7 @@ def test_every_strategy_learns_and_the_truth_about_the_pool_has_no_part(strategy
     weights = []
     for known in (torch.zeros(96), torch.ones(96)):
         module = tiny_classifier(strategy, weak=WeakAugmentation(0.25, False))
-        trainer = _fit(module, tmp_path, toy_data(known=known), max_epochs=20)
+        trainer = _fit(module, tmp_path, toy_data(known=known), max_epochs=12)
         weights.append(module.state_dict())
         assert float(trainer.callback_metrics["val/acc"]) > 0.8
     for name in weights[0]:
@@ -111,7 +111,7 @@ def test_openmatch_selects_the_pool_before_the_epoch_by_the_average(tmp_path: Pa
     assert all(step.selected is None for step in seen[:6])
     for step in seen[6:]:
         assert torch.equal(step.selected, step.second.mean((1, 2, 3)) > 0)
-    trainer = toy_trainer(Parts(module, [], data), tmp_path, max_epochs=2)
+    trainer = toy_trainer(Parts(module, [], data), tmp_path, max_epochs=2, limit_val_batches=0)
     with pytest.raises(MisconfigurationException, match="goes through the pool before each epoch"):
         trainer.fit(tiny_classifier(OpenMatch(start_epoch=0)), data.train_dataloader())
 
