@@ -138,9 +138,7 @@ def test_null_class_and_transformation(tmp_path: Path) -> None:
         right = (found == wanted).float()
         hits[scale] = float(right.mean())
         known = data.unlabeled_set.known == 1
-        print(
-            f"s = {scale}: hits {hits[scale]:.3f}, of known {right[known].mean():.3f}, unknown {right[~known].mean():.3f}"
-        )
+        print(f"s = {scale}: of known {right[known].mean():.3f}, of unknown sources {right[~known].mean():.3f} hit")
     print(f"known share of the null class: {composition[0]:.3f} unweighted, {composition[1]:.3f} weighted")
     assert composition[0] == pytest.approx(0.25, abs=0.1)
     assert composition[1] > 0.6
