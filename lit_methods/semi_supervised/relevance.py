@@ -82,7 +82,8 @@ class FrozenRelevance(Relevance):
         """Reads the checkpoint and forgets the logits of other data.
 
         Raises:
-            ValueError: If the checkpoint is of a discriminator for another prior or reading.
+            FileNotFoundError: If the checkpoint does not exist.
+            ValueError: If it is of a discriminator for another prior or reading.
         """
         self._logits.clear()
         if self.checkpoint is not None:
@@ -107,6 +108,8 @@ class FrozenRelevance(Relevance):
         self._logits.load_state_dict(state)
 
     def _load(self, path: str | Path) -> None:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"checkpoint={path} does not exist; train a RelevanceDiscriminator first.")
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         said = content.get("hyper_parameters", {})
         for name, own in (("prior", self.weight.prior), ("balanced", self.weight.balanced)):

@@ -37,7 +37,7 @@ DIFFUSION = "semi_supervised/digits_diffusion.yaml"
 def test_four_commands_in_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     few = [*QUICK, "--data.steps_per_epoch=2"]
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="train a RelevanceDiscriminator first"):
         main(["fit", "-c", DIFFUSION, *few])
     main(["fit", "-c", "semi_supervised/digits_discriminator.yaml", *few])
     main(["fit", "-c", DIFFUSION, *few])
