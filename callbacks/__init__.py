@@ -5,5 +5,13 @@ from lit_methods.callbacks.data_weighting import DataWeighting
 from lit_methods.callbacks.knowledge_rerank import KnowledgeRerank
 from lit_methods.callbacks.learned_augmentation import LearnedAugmentation
 from lit_methods.callbacks.softmax_approximation import SoftmaxApproximation
+from lit_methods.callbacks.synthetic_image_writer import SyntheticImageWriter
 
-__all__ = ["BandedSquareRootNoise", "DataWeighting", "KnowledgeRerank", "LearnedAugmentation", "SoftmaxApproximation"]
+__all__ = [
+    "BandedSquareRootNoise",
+    "DataWeighting",
+    "KnowledgeRerank",
+    "LearnedAugmentation",
+    "SoftmaxApproximation",
+    "SyntheticImageWriter",
+]

@@ -10,10 +10,13 @@ from .errors import DatasetNotFoundError
 from .fashion_mnist import FashionMNISTDataModule
 from .hub_images import HubImageDataModule
 from .hub_text import HubTextDataModule
+from .image_folder import ImageFolderDataModule
 from .image_text import RetrievalDataModule
 from .image_text_files import ImageTextDataModule
 from .images import ImageDataModule
 from .indexed import IndexedDataset
+from .open_set import OpenSetDataModule
+from .open_set_split import OpenSetSplit
 from .text import TextDataModule
 from .text_dataset import PaddingCollator, TextDataset
 from .tokenizers import train_word_tokenizer
@@ -31,8 +34,11 @@ __all__ = [
     "HubTextDataModule",
     "ImageDataModule",
     "ImageDataset",
+    "ImageFolderDataModule",
     "ImageTextDataModule",
     "IndexedDataset",
+    "OpenSetDataModule",
+    "OpenSetSplit",
     "PaddingCollator",
     "RetrievalDataModule",
     "TextDataModule",

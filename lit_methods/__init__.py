@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         KnowledgeRerank,
         LearnedAugmentation,
         SoftmaxApproximation,
+        SyntheticImageWriter,
     )
     from lit_methods.classifier import Classifier
     from lit_methods.data_manipulation import ConditionalMaskedLM, TextClassifier
@@ -25,11 +26,18 @@ if TYPE_CHECKING:
         FashionMNISTDataModule,
         HubImageDataModule,
         HubTextDataModule,
+        ImageFolderDataModule,
         ImageTextDataModule,
         IndexedDataset,
+        OpenSetDataModule,
         TranslationDataModule,
     )
     from lit_methods.image_text import MACK
+    from lit_methods.semi_supervised import (
+        DiscriminatorWeightedDiffusion,
+        RelevanceDiscriminator,
+        SemiSupervisedClassifier,
+    )
     from lit_methods.softmax_approximation.module import AttentionClassifier, AttentionTranslator
 
 __version__ = version("lit-methods")
@@ -45,15 +53,21 @@ __all__ = [
     "Degradation",
     "DigitScenesDataModule",
     "DigitsDataModule",
+    "DiscriminatorWeightedDiffusion",
     "DocstringDataModule",
     "FashionMNISTDataModule",
     "HubImageDataModule",
     "HubTextDataModule",
+    "ImageFolderDataModule",
     "ImageTextDataModule",
     "IndexedDataset",
     "KnowledgeRerank",
     "LearnedAugmentation",
+    "OpenSetDataModule",
+    "RelevanceDiscriminator",
+    "SemiSupervisedClassifier",
     "SoftmaxApproximation",
+    "SyntheticImageWriter",
     "TextClassifier",
     "TranslationDataModule",
     "__version__",
@@ -69,16 +83,22 @@ _HOMES = {
     "Degradation": "lit_methods.datamodules",
     "DigitScenesDataModule": "lit_methods.datamodules",
     "DigitsDataModule": "lit_methods.datamodules",
+    "DiscriminatorWeightedDiffusion": "lit_methods.semi_supervised",
     "DocstringDataModule": "lit_methods.datamodules",
     "FashionMNISTDataModule": "lit_methods.datamodules",
     "HubImageDataModule": "lit_methods.datamodules",
     "HubTextDataModule": "lit_methods.datamodules",
+    "ImageFolderDataModule": "lit_methods.datamodules",
     "ImageTextDataModule": "lit_methods.datamodules",
     "IndexedDataset": "lit_methods.datamodules",
     "KnowledgeRerank": "lit_methods.callbacks",
     "LearnedAugmentation": "lit_methods.callbacks",
     "MACK": "lit_methods.image_text",
+    "OpenSetDataModule": "lit_methods.datamodules",
+    "RelevanceDiscriminator": "lit_methods.semi_supervised",
+    "SemiSupervisedClassifier": "lit_methods.semi_supervised",
     "SoftmaxApproximation": "lit_methods.callbacks",
+    "SyntheticImageWriter": "lit_methods.callbacks",
     "TextClassifier": "lit_methods.data_manipulation",
     "TranslationDataModule": "lit_methods.datamodules",
 }

@@ -7,7 +7,8 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 import lit_methods.callbacks
 import lit_methods.classifier
-import lit_methods.datamodules  # noqa: F401  the three imports make short class names known to jsonargparse
+import lit_methods.datamodules
+import lit_methods.semi_supervised  # noqa: F401  these imports make short class names known to jsonargparse
 from lit_methods.report import closing_report
 
 _SAVE_DIR = "runs"

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from lightning.pytorch import LightningDataModule
 
-from tests.entries import data_manipulation, datamodules, differential_privacy, image_text, softmax_approximation
+from tests.entries import (
+    data_manipulation,
+    datamodules,
+    differential_privacy,
+    image_text,
+    semi_supervised,
+    softmax_approximation,
+)
 from tests.entries.toys import Entry
 
 ENTRIES = (
@@ -16,12 +23,17 @@ ENTRIES = (
     *softmax_approximation.ENTRIES,
     *data_manipulation.ENTRIES,
     *image_text.ENTRIES,
+    *semi_supervised.ENTRIES,
 )
 DATAMODULES: dict[str, Callable[[Path], LightningDataModule]] = {
     **datamodules.DATAMODULES,
     **softmax_approximation.DATAMODULES,
+    **semi_supervised.DATAMODULES,
     **image_text.DATAMODULES,
 }
+
+# Datamodules whose batches no classifier takes, each with the reason.
+OWN_BATCHES = image_text.OWN_BATCHES | semi_supervised.OWN_BATCHES
 
 
 def entry(name: str) -> Entry:

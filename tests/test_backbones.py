@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from lit_methods.backbones import MLP, ConvNet6, SmallCNN
+from lit_methods.backbones import MLP, ConvNet6, SmallCNN, WideResNet
 
 
 def _parameters(network: nn.Module) -> int:
@@ -72,3 +72,33 @@ def test_examples_do_not_mix_and_per_sample_gradients_sum_to_the_batch(network: 
 def test_bad_sizes_are_named(build: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_wide_resnet_is_the_one_of_the_literature() -> None:
+    network = WideResNet()
+    assert _parameters(network) == 1_467_610
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    assert WideResNet(num_classes=None)(torch.randn(2, 3, 32, 32)).shape == (2, 128)
+    assert sum(isinstance(layer, nn.Conv2d) for layer in network.modules()) == 28
+    assert network.blocks(network.stem(torch.randn(1, 3, 32, 32))).shape == (1, 128, 8, 8)
+
+
+def test_wide_resnet_equals_its_formula() -> None:
+    network = WideResNet(1, 3, depth=10, widen_factor=1, norm_groups=4)
+    images = torch.randn(2, 1, 8, 8)
+    x = network.stem(images)
+    for i, block in enumerate(network.blocks):
+        a = F.leaky_relu(block.norm1(x), 0.1)
+        h = block.conv2(F.leaky_relu(block.norm2(block.conv1(a)), 0.1))
+        x = h + block.shortcut(a if i == 0 else x)
+    expected = network.head(F.leaky_relu(network.norm(x), 0.1).mean((2, 3)))
+    torch.testing.assert_close(network(images), expected)
+    torch.testing.assert_close(network(images)[:1], network(images[:1]))
+
+
+def test_wide_resnet_refuses_other_depths() -> None:
+    for depth in (9, 12, 4):
+        with pytest.raises(ValueError, match=rf"depth={depth} must be 10, 16, 22, 28"):
+            WideResNet(depth=depth)
+    with pytest.raises(ValueError, match="widen_factor=0 must be at least 1"):
+        WideResNet(widen_factor=0)

@@ -8,7 +8,6 @@ import torch
 
 from lit_methods.bundled import bundled_configs
 from lit_methods.cli import main
-from lit_methods.datamodules import DatasetNotFoundError
 from tests.battery.trainers import STEPS_PER_EPOCH, BackwardLosses, toy_trainer
 from tests.entries.toys import Entry
 from tests.matrix import ENTRIES
@@ -48,7 +47,7 @@ def test_loop_runs_from_yaml(
     monkeypatch.chdir(tmp_path)
     try:
         main([subcommand, "-c", config, "-c", "trainer/cpu.yaml", "--trainer.fast_dev_run=true"])
-    except DatasetNotFoundError as absent:
+    except FileNotFoundError as absent:  # data, or what an earlier stage makes
         pytest.skip(str(absent))
     assert not list(tmp_path.iterdir()), "fast_dev_run leaves no files"
 

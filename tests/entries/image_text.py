@@ -156,3 +156,5 @@ DATAMODULES: dict[str, Callable[[Path], LightningDataModule]] = {
     "DigitScenesDataModule": lambda folder: lit_methods.DigitScenesDataModule(8, 4, 4, 200, batch_size=BATCH),
     "ImageTextDataModule": _image_text,
 }
+
+OWN_BATCHES = dict.fromkeys(DATAMODULES, "images and captions, which its own LightningModule takes")

@@ -1,0 +1,279 @@
+"""Discriminator-weighted diffusion as a LightningModule."""
+
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from lit_methods.logging import log_figure
+from lit_methods.semi_supervised.batches import OpenSetBatch, Unlabeled, check_training_batch
+from lit_methods.semi_supervised.draws import DiffusionDraws, seeded_generator
+from lit_methods.semi_supervised.ema import ExponentialMovingAverage
+from lit_methods.semi_supervised.functional import effective_sample_size, per_sample_error, weighted_diffusion_loss
+from lit_methods.semi_supervised.latents import encode
+from lit_methods.semi_supervised.relevance import JointRelevance, Relevance, UniformRelevance
+from lit_methods.semi_supervised.training import draws_figures, with_scheduler
+from lit_methods.semi_supervised.transformation import Transformation
+
+_CACHED, _COUNT = "lit_methods_relevance", "lit_methods_diffusion_draws"
+_TRAINING, _EVALUATION = 0, 1
+_PREVIEW_IMAGES, _PREVIEW_STRENGTHS = 8, (0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+class DiscriminatorWeightedDiffusion(LightningModule):
+    """Class-conditional diffusion on labelled images and, under the null class, on weighted unlabelled ones (DWD).
+
+    Trains on batches `{"labeled": (images, labels), "unlabeled": (images, index, known)}`. Labelled images count 1
+    under their class, unlabelled ones the weight that `relevance` gives them under the null class.
+
+    Prediction transforms each image of batches `(images, index, known)` and gives `images`, `label`, `index` and
+    `strength`; `SyntheticImageWriter` writes them to a folder. The moving average of the U-Net is what validates and
+    generates; it is part of the checkpoint.
+
+    Logs `train/loss`, `train/loss_labeled`, `train/loss_unlabeled`, `train/weight`, `train/ess` (as a share of the
+    unlabelled batch), `val/loss` and `test/loss` (error under the true class, with the same noise each time). With a
+    `JointRelevance`, optimization is manual: it logs `train/loss_discriminator`, and each batch counts as two steps of
+    the Trainer.
+
+    Args:
+        unet: Maps noisy latents, timesteps and classes to an object with the noise as `sample`, as diffusers'
+            `UNet2DModel(num_class_embeds=num_classes + 1)`.
+        num_classes: Number K of known classes; index K is the null class.
+        relevance: Weights of unlabelled images: `FrozenRelevance`, `JointRelevance`, or `UniformRelevance` (None).
+        transformation: How prediction transforms images; None for `Transformation()`, the paper's.
+        autoencoder: diffusers' `AutoencoderKL`, frozen; None for diffusion on pixels.
+        noise_schedule: Arguments of diffusers' `DDPMScheduler`; None for 1000 steps of the linear schedule.
+        label_dropout: Share of labelled images that train the null class instead.
+        horizontal_flip: Whether images are mirrored at random.
+        ema_decay: Decay of the moving average, approached as `(1 + n) / (10 + n)`.
+        seed: Seed of timesteps, noise and label dropout.
+        optimizer: Takes the U-Net's parameters; None for AdamW at rate 2e-4, weight decay 0.003, as the paper's code.
+        scheduler: Takes the optimizer and returns a scheduler that is stepped after each step.
+
+    Guarantees:
+        - With every weight 1 and no label dropout the loss is plain diffusion on the concatenated batch.
+        - No gradient of the diffusion loss reaches the discriminator.
+        - A run resumed after an epoch, with the same data, continues bit for bit.
+        - The transformation of an image depends on its index, not on the batch, the process or a resume.
+
+    Raises:
+        ValueError: If an argument is out of its range or the U-Net has another number of classes.
+    """
+
+    alphas_cumprod: Tensor
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        num_classes: int,
+        relevance: Relevance | None = None,
+        transformation: Transformation | None = None,
+        autoencoder: nn.Module | None = None,
+        noise_schedule: dict[str, Any] | None = None,
+        label_dropout: float = 0.1,
+        horizontal_flip: bool = False,
+        ema_decay: float = 0.9999,
+        seed: int = 0,
+        optimizer: OptimizerCallable | None = None,
+        scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        from diffusers import DDPMScheduler  # here, because it takes seconds to import
+
+        if num_classes < 1:
+            raise ValueError(f"num_classes={num_classes} must be at least 1.")
+        if not 0 <= label_dropout <= 1:
+            raise ValueError(f"label_dropout={label_dropout} must lie in [0, 1].")
+        embedded = getattr(getattr(unet, "config", None), "num_class_embeds", num_classes + 1)
+        if embedded != num_classes + 1:
+            raise ValueError(
+                f"unet has num_class_embeds={embedded}, but num_classes={num_classes} needs {num_classes + 1}: "
+                "one for each class and one for the null class."
+            )
+        self.save_hyperparameters("num_classes", "label_dropout", "horizontal_flip", "ema_decay", "seed")
+        self.unet, self.num_classes, self.label_dropout, self.seed = unet, num_classes, label_dropout, seed
+        self.horizontal_flip = horizontal_flip
+        self.relevance = UniformRelevance() if relevance is None else relevance
+        self.transformation = Transformation() if transformation is None else transformation
+        self.autoencoder = None if autoencoder is None else autoencoder.requires_grad_(False).eval()
+        self.noise_scheduler = DDPMScheduler(**({"beta_schedule": "linear"} | (noise_schedule or {})))
+        self.register_buffer("alphas_cumprod", self.noise_scheduler.alphas_cumprod.clone(), persistent=False)
+        self.ema = ExponentialMovingAverage(unet, ema_decay)
+        self._make_optimizer, self._make_scheduler = optimizer, scheduler
+        self._batches, self._restored = 0, False
+        self._preview: Unlabeled | None = None
+        self.automatic_optimization = not self.relevance.trains
+
+    def train(self, mode: bool = True) -> "DiscriminatorWeightedDiffusion":
+        """Sets the mode; the autoencoder stays in evaluation mode."""
+        super().train(mode)
+        if self.autoencoder is not None:
+            self.autoencoder.eval()
+        return self
+
+    def on_fit_start(self) -> None:
+        """Starts the weights and the draws afresh, unless a checkpoint brought them."""
+        if not self._restored:
+            self.relevance.start()
+            self._batches = 0
+        self._restored = False
+
+    def training_step(self, batch: OpenSetBatch, batch_idx: int) -> Tensor | None:
+        """DWD's loss of one batch."""
+        check_training_batch(batch, self.num_classes if self.current_epoch == 0 else None)
+        (labeled, labels), (unlabeled, index, _) = batch["labeled"], batch["unlabeled"]
+        weight, discriminator_loss = self.relevance(labeled, unlabeled, index.cpu())
+        self._preview = batch["unlabeled"]
+        self._batches += 1
+        draws = [self._draws(_TRAINING, self._batches, part) for part in range(2)]
+        labels = labels.masked_fill(draws[0].coins(len(labels), self.label_dropout), self.num_classes)
+        null = labels.new_full((len(unlabeled),), self.num_classes)
+        images = torch.cat([labeled, unlabeled])
+        if self.horizontal_flip:
+            flips = torch.cat(
+                [draw.coins(len(part), 0.5) for draw, part in zip(draws, (labeled, unlabeled), strict=True)]
+            )
+            images = torch.where(flips.view(-1, 1, 1, 1), images.flip(-1), images)
+        sizes = [len(labeled), len(unlabeled)]
+        errors = self._errors(self.unet, images, torch.cat([labels, null]), draws, sizes)
+        of_labeled, of_unlabeled = errors[: len(labeled)], errors[len(labeled) :]
+        loss = weighted_diffusion_loss(of_labeled, of_unlabeled, weight)
+        self._log_training(loss, of_labeled.detach().mean(), of_unlabeled.detach().mean(), weight)
+        if discriminator_loss is None:
+            return loss
+        self._step_both(discriminator_loss, loss)
+        return None
+
+    def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Logs `val/loss` of labelled batches; batches of the pool are passed over."""
+        self._evaluate("val", batch, batch_idx)
+
+    def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+        """Logs `test/loss`."""
+        self._evaluate("test", batch, batch_idx)
+
+    def on_predict_start(self) -> None:
+        """Shows the labelled images to a class choice that needs them."""
+        labeled = getattr(cast(Any, self.trainer).datamodule, "labeled_set", None)
+        if self.transformation.class_choice.needs_labeled and labeled is not None:
+            images, labels = labeled.__getitems__(range(len(labeled)))
+            self.transformation.class_choice.remember(images.to(self.device), labels.to(self.device))
+
+    def predict_step(self, batch: Unlabeled, batch_idx: int) -> dict[str, Tensor]:
+        """Transformed images `(B, C, H, W)`, their `label`, the source's `index` and the `strength`, each `(B,)`."""
+        images, index = batch[0], batch[1]
+        labels = self.transformation.class_choice(images, index, self.num_classes)
+        made = self.transformation(self.pipeline(), images, labels, index)
+        return {
+            "images": made,
+            "label": labels,
+            "index": index,
+            "strength": torch.full((len(images),), self.transformation.strength),
+        }
+
+    def pipeline(self) -> Any:
+        """The transformation with the moving average, as a diffusers pipeline to call or to save."""
+        from lit_methods.semi_supervised.pipeline import ClassTransformationPipeline
+
+        low, high = self.transformation.value_range
+        pipeline = ClassTransformationPipeline(self.ema.network, self.noise_scheduler, self.autoencoder, low, high)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    @property
+    def prediction_settings(self) -> dict[str, Any]:
+        """All that decides what prediction gives, as plain values; a digest stands for the weights."""
+        return {"num_classes": self.num_classes} | self.transformation.settings(self.ema.network)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Steps, then moves the average."""
+        super().optimizer_step(*args, **kwargs)
+        self.ema.update(self.unet)
+
+    def on_train_end(self) -> None:
+        """Logs sources and, below them, their transformations at several strengths."""
+        if self._preview is not None and draws_figures(self.trainer):
+            from lit_methods.semi_supervised.figures import image_rows
+
+            sources, index = self._preview[0][:_PREVIEW_IMAGES], self._preview[1][:_PREVIEW_IMAGES]
+            labels = (torch.arange(len(sources)) % self.num_classes).to(self.device)
+            rows = [("source", sources)]
+            for strength in _PREVIEW_STRENGTHS:
+                made = self.transformation(self.pipeline(), sources, labels, index, strength)
+                rows.append((f"t0 = {strength}", made))
+            log_figure(self.trainer, "train/transformations", image_rows(rows, *self.transformation.value_range))
+        self._preview = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what the relevance keeps and the count that the draws depend on."""
+        checkpoint[_CACHED], checkpoint[_COUNT] = self.relevance.cached(), self._batches
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes them back."""
+        self.relevance.load_cached(checkpoint.get(_CACHED, {}))
+        self._batches = checkpoint.get(_COUNT, 0)
+        self._restored = True
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The U-Net's optimizer, its scheduler if given, and the discriminator's optimizer if it trains too."""
+        trained = [p for p in self.unet.parameters() if p.requires_grad]
+        if self._make_optimizer is None:
+            optimizer: torch.optim.Optimizer = torch.optim.AdamW(trained, lr=2e-4, weight_decay=3e-3)
+        else:
+            optimizer = self._make_optimizer(trained)
+        if isinstance(self.relevance, JointRelevance):
+            scheduler = None if self._make_scheduler is None else self._make_scheduler(optimizer)
+            return [optimizer, self.relevance.configure_optimizer()], cast(Any, [scheduler] if scheduler else [])
+        return with_scheduler(optimizer, self._make_scheduler)
+
+    def _draws(self, purpose: int, count: int, part: int) -> DiffusionDraws:
+        generator = seeded_generator(self.seed, purpose, count, part, device=self.device)
+        return DiffusionDraws(generator, self.global_rank, self.trainer.world_size)
+
+    def _errors(
+        self, network: nn.Module, images: Tensor, classes: Tensor, draws: list[DiffusionDraws], sizes: list[int]
+    ) -> Tensor:
+        """Squared error of the noise prediction of each image, `(B,)`; each part has its own draws."""
+        latents = encode(self.autoencoder, images)
+        steps = len(self.alphas_cumprod)
+        timesteps = torch.cat([draw.timesteps(size, steps) for draw, size in zip(draws, sizes, strict=True)])
+        shape = latents.shape[1:]
+        noise = torch.cat([draw.noise(torch.Size((size, *shape))) for draw, size in zip(draws, sizes, strict=True)])
+        alpha_bar = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        noisy = alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise
+        return per_sample_error(network(noisy, timesteps, class_labels=classes).sample, noise)
+
+    def _evaluate(self, stage: str, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+        if len(batch) == 3:
+            return
+        images, labels = batch
+        draws = [self._draws(_EVALUATION, batch_idx, 0)]
+        loss = self._errors(self.ema.network, images, labels, draws, [len(images)]).mean()
+        self.log(f"{stage}/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(images), add_dataloader_idx=False)
+
+    def _log_training(self, loss: Tensor, labeled: Tensor, unlabeled: Tensor, weight: Tensor) -> None:
+        values = {
+            "train/loss_labeled": labeled,
+            "train/loss_unlabeled": unlabeled,
+            "train/weight": weight.mean(),
+            "train/ess": (effective_sample_size(weight) / len(weight)).float(),
+        }
+        settings: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True, "batch_size": 1}
+        self.log("train/loss", loss, prog_bar=True, **settings)
+        self.log_dict(values, **settings)
+
+    def _step_both(self, discriminator_loss: Tensor, loss: Tensor) -> None:
+        settings: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True, "batch_size": 1}
+        self.log("train/loss_discriminator", discriminator_loss, **settings)
+        optimizers = cast(list[LightningOptimizer], self.optimizers())
+        for optimizer, value in ((optimizers[1], discriminator_loss), (optimizers[0], loss)):
+            optimizer.zero_grad()
+            self.manual_backward(value)
+            optimizer.step()
+        self.ema.update(self.unet)
+        if (scheduler := self.lr_schedulers()) is not None:
+            cast(Any, scheduler).step()
