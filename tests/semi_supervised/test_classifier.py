@@ -112,9 +112,9 @@ def test_openmatch_selects_the_pool_before_the_epoch_by_the_average(tmp_path: Pa
     assert all(step.selected is None for step in seen[:6])
     for step in seen[6:]:
         assert torch.equal(step.selected, step.second.mean((1, 2, 3)) > 0)
-    trainer = toy_trainer(Parts(module, [], data), tmp_path, max_epochs=2, limit_val_batches=0)
+    trainer = toy_trainer(Parts(module, [], data), tmp_path, max_epochs=2)
     with pytest.raises(MisconfigurationException, match="goes through the pool before each epoch"):
-        trainer.fit(tiny_classifier(OpenMatch(start_epoch=0)), data.train_dataloader())
+        trainer.fit(tiny_classifier(OpenMatch(start_epoch=0)), data.train_dataloader(), data.val_dataloader())
 
 
 def test_average_is_what_is_evaluated(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ RUNS = "runs/semi_supervised"
 DIFFUSION = "semi_supervised/digits_diffusion.yaml"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists")
 def test_four_commands_in_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -206,22 +206,32 @@ def test_openmatch_selects_by_the_head_of_the_most_likely_class() -> None:
     assert 0 < sum(found) < 12
 
 
+def _joint_targets(
+    network: OpenSetNetwork, image: Tensor
+) -> tuple[list[float], list[tuple[float, float]], list[float]]:
+    """Closed probabilities, one-vs-all outputs, and the open-set targets of an image's weak view."""
+    p, o = _probabilities(network, _weak(image)), _binary(network, _weak(image), projected=True)
+    return p, o, [p[k] * o[k][1] for k in range(K)] + [sum(p[k] * o[k][0] for k in range(K))]
+
+
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_iomatch(epoch: int) -> None:
-    strategy = IOMatch(threshold=0.5, open_threshold=0.55)
-    step = _step(strategy, epoch=epoch)
+    step = _step(IOMatch(), epoch=epoch)
+    sureness = sorted(max(_joint_targets(step.network, image)[2]) for image in step.second)
+    between = (sureness[5] + sureness[6]) / 2
+    strategy = IOMatch(threshold=0.5, open_threshold=between)
     labeled = 0.0
     for image, label in zip(step.labeled, step.labels.tolist(), strict=True):
         labeled += _ova(_binary(step.network, _weak(image), projected=True), label) / 4
     closed = open_set = 0.0
     counts = [0, 0]
     for image in step.second:
-        p, o = _probabilities(step.network, _weak(image)), _binary(step.network, _weak(image), projected=True)
-        targets = [p[k] * o[k][1] for k in range(K)] + [sum(p[k] * o[k][0] for k in range(K))]
+        p, _, targets = _joint_targets(step.network, image)
+        assert sum(targets) == pytest.approx(1.0)
         if max(p) >= 0.5 and targets[-1] < 0.5:
             counts[0] += 1
             closed += _cross_entropy(_probabilities(step.network, _strong(image)), p) / 12
-        if max(targets) >= 0.55:
+        if max(targets) >= between:
             counts[1] += 1
             projected = step.network.heads["projection"](step.network.features(_strong(image)[None]))
             q = step.network.heads["open"](projected)[0].softmax(0).tolist()
