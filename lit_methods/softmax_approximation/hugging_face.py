@@ -85,13 +85,18 @@ def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if _calls_interface(type(module))}
 
 
-def _calls_interface(kind: type) -> bool:
-    if not getattr(kind, "__module__", "").startswith(("transformers.", "transformers_modules.")):
+def _calls_interface(kind: type[nn.Module]) -> bool:
+    if not _modelling(kind).startswith(("transformers.", "transformers_modules.")):
         return False
     try:
-        return "attention_interface(" in inspect.getsource(vars(kind)["forward"])
-    except (KeyError, OSError, TypeError):
+        return "attention_interface(" in inspect.getsource(kind.forward)
+    except (OSError, TypeError):
         return False
+
+
+def _modelling(kind: type[nn.Module]) -> str:
+    """Name of the module where a class's forward is written, be it inherited."""
+    return getattr(kind.forward, "__module__", "")
 
 
 def _configs(model: Any) -> list[Any]:
@@ -205,7 +210,7 @@ def _with_bias(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
 
 def _refuse_other_maths(module: nn.Module, kwargs: dict[str, Any]) -> None:
     """Refuses keywords that the model's eager attention names, or that are known, and that are not handled here."""
-    for name in _named_by_eager(type(module).__module__) | CHANGES_THE_MATHS:
+    for name in _named_by_eager(_modelling(type(module))) | CHANGES_THE_MATHS:
         if kwargs.get(name) is not None:
             raise MisconfigurationException(
                 f"{type(module).__name__} passes {name}={kwargs[name]!r} to its attention, which changes what attention"
@@ -250,5 +255,5 @@ def _former_forward(
         mask = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill_(~mask, smallest)
     if kwargs.get("position_bias") is None:
         kwargs.pop("position_bias", None)
-    eager = sys.modules[type(module).__module__].eager_attention_forward
+    eager = sys.modules[_modelling(type(module))].eager_attention_forward
     return eager(module, query, key, value, mask, **kwargs)  # type: ignore[no-any-return]

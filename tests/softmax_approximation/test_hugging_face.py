@@ -180,6 +180,18 @@ def test_soft_capped_models_take_the_other_route() -> None:
     assert {row.route for row in attachment.approximation.coverage.rows.values()} == {"saved tensors"}
 
 
+def test_attention_that_inherits_its_forward_is_covered() -> None:
+    model, batch = make("bert"), inputs("bert")
+    expected = gradients(model, lambda: _logits(model, batch).square().mean())
+    for layer in model.bert.encoder.layer:
+        kind = type(layer.attention.self)
+        layer.attention.self.__class__ = type("OwnSelfAttention", (kind,), {"__module__": __name__})
+    with approximated(model, "recompute", record=True) as attachment:
+        found = gradients(model, lambda: _logits(model, batch).square().mean())
+    assert relative(found, expected) < 1e-5
+    assert [row.route for row in attachment.approximation.coverage.rows.values()] == ["hugging face"] * 2
+
+
 @pytest.mark.parametrize("keyword", ["softcap", "s_aux", "cache"])
 def test_keywords_that_change_the_maths_are_refused(keyword: str) -> None:
     module = make("bert").bert.encoder.layer[0].attention.self
@@ -189,7 +201,7 @@ def test_keywords_that_change_the_maths_are_refused(keyword: str) -> None:
 
 
 def test_keyword_that_only_the_models_own_attention_names_is_refused() -> None:
-    module = type("Attention", (torch.nn.Module,), {"__module__": __name__})()
+    module = type("Attention", (torch.nn.Module,), {"forward": lambda self: None})()
     heads = torch.randn(1, 2, 3, 8)
     with pytest.raises(MisconfigurationException, match="temperature=2 to its attention"):
         hugging_face.attention_forward(module, heads, heads, heads, None, temperature=2)
