@@ -214,7 +214,8 @@ def aggregate(models: Tensor, weights: Tensor) -> Tensor:
     if bool((weights < 0).any()) or not float(weights.sum()) > 0:
         raise ValueError(f"weights={weights.tolist()} must be non-negative with a positive sum.")
     shares = (weights.to(torch.float64) / weights.sum()).to(models.dtype)
-    return shares @ models
+    with torch.autocast(models.device.type, enabled=False):
+        return shares @ models
 
 
 def _shapes(weights: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:

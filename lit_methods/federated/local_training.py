@@ -123,13 +123,29 @@ def per_sample(loss: nn.Module) -> nn.Module:
     return unreduced
 
 
-def batch_order(examples: int, stage: LocalStage, seed: int) -> list[Tensor]:
-    """Positions in each batch of a stage: a new permutation for each epoch, from the seed alone."""
+def batch_table(examples: int, width: int, stage: LocalStage, seed: int) -> Tensor:
+    """Positions of the examples in each batch of a stage: a new permutation for each epoch, from the seed alone.
+
+    Args:
+        examples: Number N of examples.
+        width: Places of a batch, `min(batch_size, N)` at least.
+        stage: Epochs and batch size.
+        seed: Seed of the permutations.
+
+    Returns:
+        Positions `(steps, width)`, -1 where a batch has fewer examples.
+    """
     generator = torch.Generator().manual_seed(seed)
-    batches: list[Tensor] = []
-    for _ in range(stage.epochs):
-        batches += torch.randperm(examples, generator=generator).split(stage.batch_size)
-    return batches
+    batches = -(-examples // stage.batch_size)
+    orders = torch.full((stage.epochs, batches * stage.batch_size), -1)
+    for epoch in range(stage.epochs):
+        orders[epoch, :examples] = torch.randperm(examples, generator=generator)
+    return orders.view(stage.epochs * batches, stage.batch_size)[:, :width]
+
+
+def batch_order(examples: int, stage: LocalStage, seed: int) -> list[Tensor]:
+    """The batches of `batch_table` as a list, without its padding."""
+    return [row[row >= 0] for row in batch_table(examples, stage.batch_size, stage, seed)]
 
 
 def read_all(data: ClientDataset, device: torch.device) -> tuple[Tensor, Tensor]:

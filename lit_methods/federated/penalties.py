@@ -1,5 +1,6 @@
 """Terms of a local objective that depend on weights alone, with their gradients in closed form."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -12,6 +13,10 @@ from lit_methods.federated.layout import gather
 
 class Penalty(ABC):
     """A term for each of K clients; `rows` says which of them the given weights belong to."""
+
+    @abstractmethod
+    def take(self, clients: Tensor) -> "Penalty":
+        """The same term for some of the clients, in the given order."""
 
     @abstractmethod
     def value(self, weights: Tensor) -> Tensor:
@@ -40,6 +45,10 @@ class ProximalPenalty(Penalty):
     def __init__(self, anchor: Tensor, weight: float) -> None:
         self.anchor = anchor if anchor.ndim == 2 else anchor.unsqueeze(0)
         self.weight = weight
+
+    def take(self, clients: Tensor) -> "ProximalPenalty":
+        """See `Penalty.take`."""
+        return ProximalPenalty(self.anchor if len(self.anchor) == 1 else self.anchor[clients], self.weight)
 
     def value(self, weights: Tensor) -> Tensor:
         """See `Penalty.value`: half the squared distances."""
@@ -82,6 +91,12 @@ class SpectralPenalty(Penalty):
         self.weight = torch.full((len(teacher), 1), weight, dtype=teacher.dtype, device=teacher.device)
         if scale_by_norm:
             self.weight *= chosen.square().sum(dim=1, keepdim=True)
+
+    def take(self, clients: Tensor) -> "SpectralPenalty":
+        """See `Penalty.take`."""
+        taken = copy.copy(self)
+        taken.teacher, taken.weight = self.teacher[clients], self.weight[clients]
+        return taken
 
     def value(self, weights: Tensor) -> Tensor:
         """See `Penalty.value`: the divergences."""

@@ -18,7 +18,7 @@ from lit_methods.federated.local_training import (
     LocalResult,
     LocalStage,
     Models,
-    batch_order,
+    batch_table,
     read_all,
 )
 
@@ -55,13 +55,12 @@ class VectorizedBackend(LocalBackend):
         if (reason := obstacle(network, data)) is not None:
             raise ValueError(f"VectorizedBackend can't train this: {reason} Use LoopBackend, or leave backend unset.")
         begin = time.perf_counter()
-        orders = [batch_order(len(client), stage, seed) for client, seed in zip(data, seeds, strict=True)]
-        steps = [len(order) for order in orders]
+        steps = [stage.epochs * -(-len(client) // stage.batch_size) for client in data]
         by_length = sorted(range(len(data)), key=lambda k: -steps[k])
         weights = start.weights.clone()
         loss, norm = weights.new_zeros(len(data)), weights.new_zeros(len(data))
         for chunk in _chunks(by_length, self.chunk_size):
-            _train_stack(network, layout, stage, chunk, weights, (loss, norm), data, orders)
+            _train_stack(network, layout, stage, chunk, weights, (loss, norm), data, seeds, steps)
         if weights.device.type == "cuda":
             torch.cuda.synchronize(weights.device)
         second = (time.perf_counter() - begin) / max(1, sum(steps))
@@ -107,15 +106,17 @@ def _train_stack(
     weights: Tensor,
     records: tuple[Tensor, Tensor],
     data: Sequence[ClientDataset],
-    orders: Sequence[list[Tensor]],
+    seeds: Sequence[int],
+    steps: Sequence[int],
 ) -> None:
     """Trains the clients of one stack, those with most steps first, and writes their rows of the results."""
     device, places = weights.device, torch.tensor(chunk, device=weights.device)
-    examples, labels, where, shares = _gather(chunk, data, orders, stage.batch_size, device)
+    examples, labels, where, shares = _gather(chunk, data, seeds, stage, device)
+    shares = shares.to(weights.dtype)
     stack = weights[places]
     leaf = nn.Parameter(stack)
     optimizer = stage.optimizer([leaf])
-    penalties = [_Reordered(penalty, places, chunk) for penalty in stage.penalties]
+    penalties = [penalty.take(places) for penalty in stage.penalties]
     frozen = None if stage.trained is None else (~stage.trained, stack[:, ~stage.trained])
     offsets = None if stage.logit_offsets is None else stage.logit_offsets[places].unsqueeze(1)
     totals, norms = stack.new_zeros(len(chunk)), stack.new_zeros(len(chunk))
@@ -125,7 +126,7 @@ def _train_stack(
         return cast(Tensor, functional_call(network, state, (inputs,), forward))
 
     stacked = vmap(logits_of)
-    remaining = [len(orders[k]) for k in chunk]
+    remaining = [steps[k] for k in chunk]
     active = len(chunk)
     for step in range(max(remaining)):
         while remaining[active - 1] <= step:
@@ -145,7 +146,7 @@ def _train_stack(
         if ending < active:
             norms[ending:active] = gradient[ending:].norm(dim=1)
         for penalty in penalties:
-            penalty.add_gradient_(gradient, leaf.detach(), active, step)
+            penalty.add_gradient_(gradient, leaf.detach(), slice(0, active), step)
         leaf.grad = gradient
         optimizer.step()
         if frozen is not None:
@@ -153,16 +154,6 @@ def _train_stack(
     weights[places] = stack
     records[0][places] = totals / torch.tensor(remaining, device=device).clamp(min=1)
     records[1][places] = norms
-
-
-class _Reordered:
-    """A penalty of K clients for the clients of a stack, in the stack's order."""
-
-    def __init__(self, penalty: Any, places: Tensor, chunk: list[int]) -> None:
-        self.penalty = penalty.take(places)
-
-    def add_gradient_(self, gradient: Tensor, weights: Tensor, active: int, step: int) -> None:
-        self.penalty.add_gradient_(gradient, weights, slice(0, active), step)
 
 
 def _narrow(leaf: nn.Parameter, optimizer: torch.optim.Optimizer, active: int) -> None:
@@ -177,27 +168,21 @@ def _narrow(leaf: nn.Parameter, optimizer: torch.optim.Optimizer, active: int) -
 
 
 def _gather(
-    chunk: list[int],
-    data: Sequence[ClientDataset],
-    orders: Sequence[list[Tensor]],
-    batch_size: int,
-    device: torch.device,
+    chunk: list[int], data: Sequence[ClientDataset], seeds: Sequence[int], stage: LocalStage, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """All examples of the stack, their labels, and for each client, step and place in the batch a position and share.
 
     Padding has the position of a real example and the share 0; the others share their batch equally.
     """
     read = [read_all(data[k], device) for k in chunk]
-    steps = max(len(orders[k]) for k in chunk)
-    width = max((len(batch) for k in chunk for batch in orders[k]), default=batch_size)
-    where = torch.zeros(len(chunk), steps, width, dtype=torch.int64)
-    shares = torch.zeros(len(chunk), steps, width)
-    first = 0
-    for row, k in enumerate(chunk):
-        where[row] = first
-        for step, batch in enumerate(orders[k]):
-            where[row, step, : len(batch)] = batch + first
-            shares[row, step, : len(batch)] = 1 / len(batch)
+    width = min(stage.batch_size, max(len(data[k]) for k in chunk))
+    tables, first = [], 0
+    for k in chunk:
+        table = batch_table(len(data[k]), width, stage, seeds[k])
+        tables.append(torch.where(table < 0, -1, table + first))
         first += len(data[k])
+    where = nn.utils.rnn.pad_sequence(tables, batch_first=True, padding_value=-1)
+    real = where >= 0
+    shares = real / real.sum(dim=2, keepdim=True).clamp(min=1)
     examples, labels = torch.cat([x for x, _ in read]), torch.cat([y for _, y in read])
-    return examples, labels, where.to(device), shares.to(device, read[0][0].dtype)
+    return examples, labels, where.clamp(min=0).to(device), shares.to(device)
