@@ -135,12 +135,13 @@ def _train_stack(
             _narrow(leaf, optimizer, active)
         chosen = where[:active, step]
         inputs = examples[chosen.flatten()].unflatten(0, chosen.shape)
-        logits = stacked(layout.views(leaf), inputs)
+        point = leaf.detach().requires_grad_()
+        logits = stacked(layout.views(point), inputs)
         if offsets is not None:
             logits = logits + offsets[:active]
         losses = stage.per_sample_loss(logits.flatten(0, 1), labels[chosen.flatten()])
         loss = (losses.view(active, -1) * shares[:active, step]).sum(dim=1)
-        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        (gradient,) = torch.autograd.grad(loss.sum(), point)
         totals[:active] += loss.detach()
         ending = sum(count > step + 1 for count in remaining[:active])
         if ending < active:
