@@ -80,6 +80,7 @@ class SpectralCoDistillation(Strategy):
             ("teacher", teacher, get_args(Teacher)),
             ("personal_start", personal_start, get_args(PersonalStart)),
             ("weight_scale", weight_scale, get_args(WeightScale)),
+            ("selection", selection, get_args(WeightSelection)),
         ):
             if value not in options:
                 raise ValueError(f"{name}={value!r} must be one of {options}.")

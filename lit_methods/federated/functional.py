@@ -35,8 +35,9 @@ __all__ = [
     "spectrum",
 ]
 
-# Below every probability that a spectrum of float32 weights can hold, and safe to divide by.
-_TINY = 1e-30
+# Below what rounding leaves of a probability or of a spectrum's mass in float32, and safe to divide by in turn.
+_LEAST_PROBABILITY = 1e-20
+_LEAST_MASS = 1e-8
 
 
 def spectrum(
@@ -102,7 +103,7 @@ def _distribution(flat: Tensor, plan: SpectralPlan) -> tuple[Tensor, Tensor, Ten
         where, multiplicity, _ = constants(plan, flat.device, flat.dtype)
         spectra = transform(flat, plan)[:, where]
         mass = spectra.abs().mul_(multiplicity)
-        total = mass.sum(dim=1, keepdim=True).clamp_min_(_TINY)
+        total = mass.sum(dim=1, keepdim=True).clamp_min_(_LEAST_MASS)
         return spectra, mass.div_(total), total
 
 
@@ -127,8 +128,8 @@ def divergence_and_gradient(
     """
     with torch.no_grad(), torch.autocast(flat.device.type, enabled=False):
         spectra, student, total = _distribution(flat, plan)
-        student.clamp_min_(_TINY)
-        teacher = teacher.to(student.dtype).clamp_min(_TINY)
+        student.clamp_min_(_LEAST_PROBABILITY)
+        teacher = teacher.to(student.dtype).clamp_min(_LEAST_PROBABILITY)
         if student_first:
             slope = torch.log(student / teacher)
             value = (student * slope).sum(dim=1)

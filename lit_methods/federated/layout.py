@@ -18,12 +18,14 @@ class ModelLayout:
         shapes: Their shapes.
         buffer_names: Names of the buffers.
         buffer_shapes: Their shapes.
+        buffer_types: Their types.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     buffer_names: tuple[str, ...] = ()
     buffer_shapes: tuple[tuple[int, ...], ...] = ()
+    buffer_types: tuple[torch.dtype, ...] = ()
 
     @staticmethod
     def of(module: nn.Module) -> "ModelLayout":
@@ -48,6 +50,7 @@ class ModelLayout:
             tuple(tuple(p.shape) for p in parameters.values()),
             tuple(buffers),
             tuple(tuple(b.shape) for b in buffers.values()),
+            tuple(b.dtype for b in buffers.values()),
         )
 
     @property
@@ -122,9 +125,9 @@ class ModelLayout:
         return {name: part.view(*lead, *s) for name, part, s in zip(self.names, parts, self.shapes, strict=True)}
 
     def buffer_views(self, flat: Tensor) -> dict[str, Tensor]:
-        """Views of a vector of `read_buffers` as buffers."""
-        parts = self._split_buffers(flat)
-        return {n: p.view(s) for n, p, s in zip(self.buffer_names, parts, self.buffer_shapes, strict=True)}
+        """A vector of `read_buffers` as buffers."""
+        parts = zip(self._split_buffers(flat), self.buffer_shapes, self.buffer_types, strict=True)
+        return dict(zip(self.buffer_names, (part.view(shape).to(kind) for part, shape, kind in parts), strict=True))
 
     def _split_buffers(self, flat: Tensor) -> Iterable[Tensor]:
         return flat.split([math.prod(shape) for shape in self.buffer_shapes]) if self.buffer_shapes else ()

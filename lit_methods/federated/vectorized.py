@@ -111,8 +111,7 @@ def _train_stack(
 ) -> None:
     """Trains the clients of one stack, those with most steps first, and writes their rows of the results."""
     device, places = weights.device, torch.tensor(chunk, device=weights.device)
-    examples, labels, where, shares = _gather(chunk, data, seeds, stage, device)
-    shares = shares.to(weights.dtype)
+    examples, labels, where, shares = _gather(chunk, data, seeds, stage, weights)
     stack = weights[places]
     leaf = nn.Parameter(stack)
     optimizer = stage.optimizer([leaf])
@@ -169,13 +168,13 @@ def _narrow(leaf: nn.Parameter, optimizer: torch.optim.Optimizer, active: int) -
 
 
 def _gather(
-    chunk: list[int], data: Sequence[ClientDataset], seeds: Sequence[int], stage: LocalStage, device: torch.device
+    chunk: list[int], data: Sequence[ClientDataset], seeds: Sequence[int], stage: LocalStage, like: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """All examples of the stack, their labels, and for each client, step and place in the batch a position and share.
 
     Padding has the position of a real example and the share 0; the others share their batch equally.
     """
-    read = [read_all(data[k], device) for k in chunk]
+    read = [read_all(data[k], like.device) for k in chunk]
     width = min(stage.batch_size, max(len(data[k]) for k in chunk))
     tables, first = [], 0
     for k in chunk:
@@ -183,7 +182,7 @@ def _gather(
         tables.append(torch.where(table < 0, -1, table + first))
         first += len(data[k])
     where = nn.utils.rnn.pad_sequence(tables, batch_first=True, padding_value=-1)
-    real = where >= 0
+    real = (where >= 0).to(like.dtype)
     shares = real / real.sum(dim=2, keepdim=True).clamp(min=1)
     examples, labels = torch.cat([x for x, _ in read]), torch.cat([y for _, y in read])
-    return examples, labels, where.clamp(min=0).to(device), shares.to(device)
+    return examples, labels, where.clamp(min=0).to(like.device), shares.to(like.device)
