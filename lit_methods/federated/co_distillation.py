@@ -43,7 +43,8 @@ class SpectralCoDistillation(Strategy):
         smooth: Whether 1-D transforms are padded to fast lengths.
 
     Guarantees:
-        - With both weights 0 the generic model is FedAvg's and the personal ones are LocalOnly's, bit for bit.
+        - With both weights 0 the generic model is FedAvg's, and the personal models of clients that take part in the
+          first round are LocalOnly's, bit for bit.
         - With both weights 0 and `prox_weight`, the run is Ditto's, bit for bit.
         - The personal stage depends on nothing that the server does after the round began.
 
@@ -93,19 +94,26 @@ class SpectralCoDistillation(Strategy):
 
     def round(self, cohort: Cohort) -> Update:
         """See `Strategy.round`: the generic stage, the upload, the personal stage."""
-        on = cohort.round_number >= self.warmup_rounds
+        generic = self.generic_stage(cohort)
+        return Update(generic, self.personal_stage(cohort, generic))
+
+    def generic_stage(self, cohort: Cohort) -> Models:
+        """Trains copies of the received model, taught by the personal ones; the result is what is sent."""
         terms: list[Penalty] = []
-        if on and self.generic_weight:
+        if self.generic_weight and cohort.round_number >= self.warmup_rounds:
             terms = [self._term(cohort, cohort.personal, self.generic_weight, self.ratio, student_first=False)]
-        generic = cohort.train("generic", cohort.received, penalties=terms)
-        terms = []
-        if on and self.personal_weight:
+        return cohort.train("generic", cohort.received, penalties=terms)
+
+    def personal_stage(self, cohort: Cohort, generic: Models) -> Models:
+        """Trains the personal models, taught by the generic ones: may run at any time after `generic_stage`."""
+        terms: list[Penalty] = []
+        if self.personal_weight and cohort.round_number >= self.warmup_rounds:
             teacher = generic if self.teacher == "local" else cohort.received
             terms.append(self._term(cohort, teacher, self.personal_weight, 1.0, student_first=True))
         if self.prox_weight:
             terms.append(ProximalPenalty(cohort.received.weights, self.prox_weight))
         start = generic if self.personal_start == "generic" else cohort.personal
-        return Update(generic, cohort.train("personal", start, epochs=self.personal_epochs, penalties=terms))
+        return cohort.train("personal", start, epochs=self.personal_epochs, penalties=terms)
 
     def _term(
         self, cohort: Cohort, teacher: Models, weight: float, ratio: float, student_first: bool

@@ -148,7 +148,7 @@ def test_running_statistics_are_each_clients_own() -> None:
     data = federation(SIZES)
     for row, i in enumerate((1, 3)):
         statistics = layout.buffer_views(result.models.buffers[row])
-        mean = data[i].inputs.mean(dim=0).float() * 0.1
+        mean = data[i].inputs.mean(dim=0) * 0.1
         torch.testing.assert_close(statistics["0.running_mean"], mean, rtol=1e-6, atol=1e-7)
         assert float(statistics["0.num_batches_tracked"]) == 1.0
 
