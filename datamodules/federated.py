@@ -91,19 +91,33 @@ class FederatedBatch(NamedTuple):
 
 
 class Rounds:
-    """An epoch of rounds: the same federation, a few times. It is no `DataLoader`, so no sampler is put into it."""
+    """An epoch of rounds: the same federation, a few times. It is no `DataLoader`, so no sampler is put into it.
+
+    It has a state, so that a run that is resumed in the middle of an epoch does the rounds that are left.
+    """
 
     def __init__(self, federation: ClientPartition, rounds: int) -> None:
         self.federation, self.rounds = federation, rounds
+        self._start = self._given = 0
 
     def __len__(self) -> int:
         """Number of rounds."""
         return self.rounds
 
     def __iter__(self) -> Iterator[ClientPartition]:
-        """The federation, once for each round."""
-        for _ in range(self.rounds):
+        """The federation, once for each round that is left."""
+        start, self._start = self._start, 0
+        for done in range(start, self.rounds):
+            self._given = done + 1
             yield self.federation
+
+    def state_dict(self) -> dict[str, int]:
+        """Rounds of this epoch that were begun."""
+        return {"given": self._given % self.rounds}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Lets the next epoch begin after the rounds that were done."""
+        self._start = self._given = state["given"]
 
 
 class FederatedBatches:

@@ -8,9 +8,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lit_methods.callbacks import BandedSquareRootNoise
+    from lit_methods.callbacks import BandedSquareRootNoise, SpectralDistillation
     from lit_methods.classifier import Classifier
-    from lit_methods.datamodules import DigitsDataModule, FashionMNISTDataModule, HubImageDataModule
+    from lit_methods.datamodules import DigitsDataModule, FashionMNISTDataModule, FederatedDataModule, HubImageDataModule
+    from lit_methods.federated import FederatedModule
 
 __version__ = version("lit-methods")
 
@@ -19,7 +20,10 @@ __all__ = [
     "Classifier",
     "DigitsDataModule",
     "FashionMNISTDataModule",
+    "FederatedDataModule",
+    "FederatedModule",
     "HubImageDataModule",
+    "SpectralDistillation",
     "__version__",
 ]
 
@@ -28,7 +32,10 @@ _HOMES = {
     "Classifier": "lit_methods.classifier",
     "DigitsDataModule": "lit_methods.datamodules",
     "FashionMNISTDataModule": "lit_methods.datamodules",
+    "FederatedDataModule": "lit_methods.datamodules",
+    "FederatedModule": "lit_methods.federated",
     "HubImageDataModule": "lit_methods.datamodules",
+    "SpectralDistillation": "lit_methods.callbacks",
 }
 
 

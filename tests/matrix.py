@@ -19,6 +19,8 @@ from torch.utils.data.distributed import DistributedSampler
 
 import lit_methods
 from lit_methods.backbones import MLP
+from lit_methods.datamodules.federated import ClientPartition, FederatedBatches, Rounds
+from lit_methods.federated import LoopBackend
 
 EXAMPLES, BATCH, FEATURES, CLASSES = 48, 8, 4, 3
 
@@ -49,6 +51,36 @@ class ToyData(LightningDataModule):
         return DataLoader(self.dataset, batch_size=self.batch_size)
 
     test_dataloader = predict_dataloader = val_dataloader
+
+
+class ToyClients(LightningDataModule):
+    """The same tensors dealt out to six clients, and as their test set; an epoch is six rounds."""
+
+    transform = None
+
+    def __init__(self, inputs: Tensor, labels: Tensor) -> None:
+        super().__init__()
+        self.inputs, self.labels = inputs, labels
+        clients = EXAMPLES // BATCH if len(labels) else 0
+        self.federation = ClientPartition(self, [torch.arange(i, len(labels), clients) for i in range(clients)])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self.inputs[indices], self.labels[indices]
+
+    def train_dataloader(self) -> Rounds:
+        return Rounds(self.federation, EXAMPLES // BATCH)
+
+    def val_dataloader(self) -> FederatedBatches:
+        members = torch.ones(len(self), len(self.federation), dtype=torch.bool)
+        return FederatedBatches(self, members, self.federation, BATCH)
+
+    test_dataloader = val_dataloader
+
+    def predict_dataloader(self) -> DataLoader:
+        return DataLoader(TensorDataset(self.inputs, self.labels), batch_size=BATCH)
 
 
 @dataclass(frozen=True)
@@ -125,6 +157,23 @@ def _banded_square_root_noise(folder: Path, processes: int = 1) -> Parts:
     return Parts(lit_methods.Classifier(toy_network(), CLASSES), [callback], data, trainer)
 
 
+def _spectral_distillation(folder: Path, processes: int = 1) -> Parts:
+    callback = lit_methods.SpectralDistillation(weight=5.0)
+    data = ToyData(*toy_tensors(), batch_size=BATCH // processes)
+    return Parts(lit_methods.Classifier(toy_network(), CLASSES), [callback], data)
+
+
+def _federated_module(folder: Path, processes: int = 1) -> Parts:
+    module = lit_methods.FederatedModule(
+        toy_network(), CLASSES, participation=0.5, local_epochs=1, batch_size=4, backend=LoopBackend(), seconds_per_step=0.1
+    )
+    return Parts(module, [], ToyClients(*toy_tensors()))
+
+
+def _clients(data: Callable[[], ToyData]) -> Callable[[], ToyClients]:
+    return lambda: ToyClients(*data().dataset.tensors)
+
+
 def _narrow() -> ToyData:
     inputs, labels = toy_tensors()
     return ToyData(inputs[:, 1:], labels)
@@ -182,6 +231,26 @@ ENTRIES = (
             Bad("every other input NaN", _nan(*range(0, EXAMPLES, 2)), finite=True),
         ),
     ),
+    Entry(
+        "SpectralDistillation",
+        _spectral_distillation,
+        reload=lambda: {"network": toy_network()},
+        bad=(*_FROM_TORCH, Bad("NaN input", _nan(0), finite=False)),
+        skips={"resumes_mid_epoch": _NONE_OF_OURS},
+    ),
+    Entry(
+        "FederatedModule",
+        _federated_module,
+        configs=("federated/digits.yaml", "federated/fashion_mnist.yaml", "federated/cifar10.yaml"),
+        reload=lambda: {"network": toy_network()},
+        bad=(
+            Bad("narrow inputs", _clients(_narrow), (RuntimeError, r"shapes cannot be multiplied \(4x3 and 4x6\)")),
+            Bad("unknown label", _clients(_unknown_label), (ValueError, "Client 0 has the labels 1 to 3, which do not")),
+            Bad("no clients", _clients(_empty), (ValueError, "The federation has no clients")),
+            Bad("NaN input", _clients(_nan(*range(EXAMPLES))), finite=False),
+        ),
+        skips={"accumulates": "refused: gradients accumulated over rounds would average servers"},
+    ),
 )
 
 
@@ -207,6 +276,10 @@ DATAMODULES: dict[str, Callable[[Path], LightningDataModule]] = {
     "DigitsDataModule": lambda folder: lit_methods.DigitsDataModule(batch_size=BATCH),
     "FashionMNISTDataModule": _fashion_mnist,
     "HubImageDataModule": _hub_images,
+}
+
+FEDERATIONS: dict[str, Callable[[Path], LightningDataModule]] = {
+    "FederatedDataModule": lambda folder: lit_methods.FederatedDataModule(lit_methods.DigitsDataModule(), 5),
 }
 
 

@@ -1,5 +1,6 @@
 """Federated learning of many clients in one Trainer: a batch is a round, and the server is the optimizer."""
 
+import copy
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -22,6 +23,7 @@ from lit_methods.federated.layout import ModelLayout
 from lit_methods.federated.local_training import LocalBackend, Models, per_sample
 from lit_methods.federated.state import FederatedState
 from lit_methods.federated.strategies import Strategy
+from lit_methods.logging import log_figure
 
 _CHECKPOINT_KEY = "federated"
 _EVALUATED_AT_ONCE = 32
@@ -315,8 +317,6 @@ class FederatedModule(LightningModule):
         """
         if client not in self.state.personal:
             raise ValueError(f"Client {client} has no personal model; these have one: {list(self.state.personal)}.")
-        import copy
-
         network = copy.deepcopy(self.network).eval()
         row = self.state.personal[client].to(self.device)
         values = self.layout.views(row[: self.layout.size])
@@ -326,6 +326,15 @@ class FederatedModule(LightningModule):
                     p.copy_(values[name])
         self.layout.write_buffers(network, row[self.layout.size :])
         return network
+
+    def on_train_epoch_end(self) -> None:
+        """Draws the partition once, after the first round."""
+        counts = self.state.class_counts
+        if counts is not None and self.trainer.current_epoch == 0 and self.trainer.logger is not None:
+            from lit_methods.federated.figures import partition_figure
+
+            if self.trainer.is_global_zero and not cast(Any, self.trainer).fast_dev_run:
+                log_figure(self.trainer, "federated/partition", partition_figure(counts))
 
     def _reports_generic(self) -> bool:
         return self.strategy.has_generic and (self.buffer_policy == "aggregate" or not self.layout.buffer_size)
