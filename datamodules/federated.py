@@ -130,9 +130,7 @@ class FederatedBatches:
         batch_size: Examples in a batch.
     """
 
-    def __init__(
-        self, dataset: ImageDataset, members: Tensor, federation: ClientPartition, batch_size: int
-    ) -> None:
+    def __init__(self, dataset: ImageDataset, members: Tensor, federation: ClientPartition, batch_size: int) -> None:
         self.dataset, self.members, self.federation, self.batch_size = dataset, members, federation, batch_size
 
     def __len__(self) -> int:

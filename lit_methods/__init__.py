@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lit_methods.callbacks import BandedSquareRootNoise, SpectralDistillation
     from lit_methods.classifier import Classifier
-    from lit_methods.datamodules import DigitsDataModule, FashionMNISTDataModule, FederatedDataModule, HubImageDataModule
+    from lit_methods.datamodules import (
+        DigitsDataModule,
+        FashionMNISTDataModule,
+        FederatedDataModule,
+        HubImageDataModule,
+    )
     from lit_methods.federated import FederatedModule
 
 __version__ = version("lit-methods")

@@ -165,7 +165,13 @@ def _spectral_distillation(folder: Path, processes: int = 1) -> Parts:
 
 def _federated_module(folder: Path, processes: int = 1) -> Parts:
     module = lit_methods.FederatedModule(
-        toy_network(), CLASSES, participation=0.5, local_epochs=1, batch_size=4, backend=LoopBackend(), seconds_per_step=0.1
+        toy_network(),
+        CLASSES,
+        participation=0.5,
+        local_epochs=1,
+        batch_size=4,
+        backend=LoopBackend(),
+        seconds_per_step=0.1,
     )
     return Parts(module, [], ToyClients(*toy_tensors()))
 
@@ -245,7 +251,9 @@ ENTRIES = (
         reload=lambda: {"network": toy_network()},
         bad=(
             Bad("narrow inputs", _clients(_narrow), (RuntimeError, r"shapes cannot be multiplied \(4x3 and 4x6\)")),
-            Bad("unknown label", _clients(_unknown_label), (ValueError, "Client 0 has the labels 1 to 3, which do not")),
+            Bad(
+                "unknown label", _clients(_unknown_label), (ValueError, "Client 0 has the labels 1 to 3, which do not")
+            ),
             Bad("no clients", _clients(_empty), (ValueError, "The federation has no clients")),
             Bad("NaN input", _clients(_nan(*range(EXAMPLES))), finite=False),
         ),

@@ -56,7 +56,9 @@ def class_counts(federation: Federation, num_classes: int) -> Tensor:
     for client in range(len(federation)):
         labels = federation[client].labels
         if not len(labels):
-            raise ValueError(f"Client {client} has no training example; use a partition with min_samples of at least 1.")
+            raise ValueError(
+                f"Client {client} has no training example; use a partition with min_samples of at least 1."
+            )
         if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
             raise ValueError(
                 f"Client {client} has the labels {int(labels.min())} to {int(labels.max())}, which do not fit "

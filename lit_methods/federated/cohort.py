@@ -100,9 +100,7 @@ class Cohort:
 
     def combined(self) -> Models:
         """Each client's model: shared values as received, the rest as kept."""
-        return Models(
-            torch.where(self.shared, self.received.weights, self.personal.weights), self.received.buffers
-        )
+        return Models(torch.where(self.shared, self.received.weights, self.personal.weights), self.received.buffers)
 
     def train(
         self,

@@ -165,9 +165,7 @@ class _FlatSpectralDivergence(torch.autograd.Function):
         return gradient * outputs[0].unsqueeze(1).to(gradient.dtype), None, None, None
 
 
-def flat_spectral_divergence(
-    flat: Tensor, teacher: Tensor, plan: SpectralPlan, student_first: bool = True
-) -> Tensor:
+def flat_spectral_divergence(flat: Tensor, teacher: Tensor, plan: SpectralPlan, student_first: bool = True) -> Tensor:
     """`divergence_and_gradient` as one differentiable operation on `flat (K, D)`; returns `(K,)`."""
     return _FlatSpectralDivergence.apply(flat, teacher, plan, student_first)  # type: ignore[no-any-return, no-untyped-call]
 

@@ -20,7 +20,9 @@ def head_of(network: nn.Module, head: str | None) -> str:
         ValueError: If there is no such part, or it is the whole network.
     """
     if head is None:
-        layers = [name for name, layer in network.named_modules() if next(layer.parameters(recurse=False), None) is not None]
+        layers = [
+            name for name, layer in network.named_modules() if next(layer.parameters(recurse=False), None) is not None
+        ]
         head = layers[-1] if layers else ""
     if not head or head not in dict(network.named_modules()):
         parts = [name for name, _ in network.named_modules() if name]

@@ -167,9 +167,7 @@ def uncached_autocast(device: torch.device) -> AbstractContextManager[Any]:
     )
 
 
-def batches_of(
-    data: ClientDataset, order: Sequence[Tensor], device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
+def batches_of(data: ClientDataset, order: Sequence[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of a stage; data that never change are read once."""
     if data.random:
         for chosen in order:

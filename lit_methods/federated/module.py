@@ -120,7 +120,9 @@ class FederatedModule(LightningModule):
         if buffer_policy not in ("aggregate", "local"):
             raise ValueError(f"buffer_policy={buffer_policy!r} must be 'aggregate' or 'local'.")
         if loss is not None and not hasattr(loss, "reduction"):
-            raise TypeError(f"loss={type(loss).__name__} has no `reduction` attribute; pass a loss that follows torch.nn.")
+            raise TypeError(
+                f"loss={type(loss).__name__} has no `reduction` attribute; pass a loss that follows torch.nn."
+            )
         self.save_hyperparameters(
             ignore=["network", "strategy", "optimizer", "server_optimizer", "loss", "backend", "transport"]
         )
@@ -190,7 +192,9 @@ class FederatedModule(LightningModule):
         if self.clients_per_round is None:
             return max(1, int(self.participation * clients))
         if self.clients_per_round > clients:
-            raise ValueError(f"clients_per_round={self.clients_per_round} is more than the {clients} clients there are.")
+            raise ValueError(
+                f"clients_per_round={self.clients_per_round} is more than the {clients} clients there are."
+            )
         return self.clients_per_round
 
     def _world(self) -> int:
@@ -250,7 +254,9 @@ class FederatedModule(LightningModule):
         if not self.strategy.has_generic and "generic/loss" not in cohort.figures:
             names["personal/loss"] = "train/loss"
         figures = {
-            names.get(name, f"spec/{name.replace('/', '_')}" if "loss" not in name else f"train/{name.replace('/', '_')}"): v
+            names.get(
+                name, f"spec/{name.replace('/', '_')}" if "loss" not in name else f"train/{name.replace('/', '_')}"
+            ): v
             for name, v in cohort.figures.items()
         }
         payload = self._payload_bytes(cohort) if update.uploads is not None else 0

@@ -67,7 +67,9 @@ def test_a_client_has_examples_of_its_classes_only() -> None:
 def test_alpha_decides_how_uneven_the_shares_are() -> None:
     def spread(alpha: float) -> float:
         parts = DirichletPartition(alpha).split(LABELS, 5, seed=0)
-        return float(torch.stack([torch.bincount(LABELS[part], minlength=10) for part in parts]).float().std(dim=0).mean())
+        return float(
+            torch.stack([torch.bincount(LABELS[part], minlength=10) for part in parts]).float().std(dim=0).mean()
+        )
 
     assert spread(0.3) > 2 * spread(5.0) > 2 * spread(1000.0)
 
@@ -103,7 +105,7 @@ class _Partitioner:
         self._dataset = None
 
     @property
-    def dataset(self):  # noqa: ANN201
+    def dataset(self):
         return self._dataset
 
     @dataset.setter
@@ -111,7 +113,7 @@ class _Partitioner:
         assert self._dataset is None
         self._dataset = value
 
-    def load_partition(self, number: int):  # noqa: ANN201
+    def load_partition(self, number: int):
         return self._dataset.select(range(number, len(self._dataset), self.num_partitions))
 
 

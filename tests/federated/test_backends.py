@@ -156,7 +156,10 @@ def test_running_statistics_are_each_clients_own() -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)), r"layer '1' \(BatchNorm1d\) mixes"),
+        (
+            lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)),
+            r"layer '1' \(BatchNorm1d\) mixes",
+        ),
         (lambda: nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1), nn.Linear(4, 3)), r"layer '1' \(Dropout\) is random"),
     ],
 )

@@ -16,7 +16,7 @@ MEMBERS = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 1, 0], [0, 0, 1], [
 
 def _expected(correct: torch.Tensor, i: int) -> float:
     share = COUNTS[i] / COUNTS[i].sum()
-    return sum(float(share[c]) * float(correct[LABELS == c].float().mean()) for c in range(3))
+    return sum(float(share[c]) * float(correct[c == LABELS].float().mean()) for c in range(3))
 
 
 def _filled() -> FederatedAccuracy:
@@ -40,7 +40,9 @@ def test_figures_are_sums_over_examples() -> None:
     drawn = [float(GENERIC[MEMBERS[:, i]].float().mean()) for i in range(3)]
     assert generic["generic_acc_drawn"] == pytest.approx(sum(drawn) / 3)
     assert personal["personal_acc"] == pytest.approx(mean)
-    assert personal["personal_acc_weighted"] == pytest.approx(sum(a * w for a, w in zip(local, [4, 4, 4], strict=True)) / 12)
+    assert personal["personal_acc_weighted"] == pytest.approx(
+        sum(a * w for a, w in zip(local, [4, 4, 4], strict=True)) / 12
+    )
     assert personal["personal_acc_std"] == pytest.approx(math.sqrt(sum((a - mean) ** 2 for a in local) / 3))
     assert personal["personal_acc_worst_tenth"] == pytest.approx(min(local))
     drawn = [float(PERSONAL[i][MEMBERS[:, i]].float().mean()) for i in range(3)]

@@ -85,9 +85,7 @@ def test_per_layer_matrices_agree_with_a_two_dimensional_dft() -> None:
 
 def test_low_frequencies_of_a_matrix_are_those_near_the_origin() -> None:
     plan = SpectralPlan.make(((5, 6),), "per_layer_2d", 0.25)
-    frequencies = [
-        (min(r, 5 - r) / 5) ** 2 + (k / 6) ** 2 for r in range(5) for k in range(4)
-    ]
+    frequencies = [(min(r, 5 - r) / 5) ** 2 + (k / 6) ** 2 for r in range(5) for k in range(4)]
     kept = plan.kept.tolist()
     assert len(kept) == 5
     assert max(frequencies[i] for i in kept) <= min(f for i, f in enumerate(frequencies) if i not in kept)
@@ -207,7 +205,9 @@ def test_smooth_length_is_the_least_with_small_factors() -> None:
                 rest //= prime
         assert rest == 1
         assert found >= length
-        assert all(any(n % p == 0 for p in range(11, n + 1) if all(p % q for q in range(2, p))) for n in range(length, found))
+        assert all(
+            any(n % p == 0 for p in range(11, n + 1) if all(p % q for q in range(2, p))) for n in range(length, found)
+        )
 
 
 def test_aggregate_is_the_weighted_mean() -> None:

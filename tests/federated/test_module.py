@@ -117,7 +117,12 @@ def test_models_of_unsampled_clients_stay_and_personal_ones_are_not_uploaded() -
 def test_payload_is_fedavgs_and_private_parts_are_not_in_it() -> None:
     size = vector(network()).numel() * 8
     head = (5 + 1) * CLASSES * 8
-    for strategy, expected in ((FedAvg(), size), (SpectralCoDistillation(), size), (FedRep(), size - head), (FedRoD(), size)):
+    for strategy, expected in (
+        (FedAvg(), size),
+        (SpectralCoDistillation(), size),
+        (FedRep(), size - head),
+        (FedRoD(), size),
+    ):
         running = fit(module(strategy, clients_per_round=3, **LOOP), 1)
         assert running.callback_metrics["federated/bytes_up"].item() == 3 * expected
     running = fit(module(LocalOnly(), **LOOP), 1)
@@ -171,7 +176,9 @@ def test_teachers_stay_constant_during_a_stage() -> None:
 
 @pytest.mark.parametrize("strategy", [SpectralCoDistillation, FedAvg, FedRep], ids=lambda s: s.__name__)
 @pytest.mark.parametrize("backend", [LoopBackend, VectorizedBackend, None])
-def test_killed_and_resumed_equals_uninterrupted(strategy: type[Strategy], backend: type | None, tmp_path: Path) -> None:
+def test_killed_and_resumed_equals_uninterrupted(
+    strategy: type[Strategy], backend: type | None, tmp_path: Path
+) -> None:
     def fresh() -> FederatedModule:
         chosen = LoopBackend() if backend is None else backend()
         return module(strategy(), backend=chosen, transport=NetworkModel(jitter=0.3), server_optimizer=_momentum)

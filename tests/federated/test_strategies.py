@@ -219,7 +219,10 @@ def test_fine_tuning_happens_at_evaluation_and_is_not_kept() -> None:
 
 
 def test_warm_up_leaves_both_terms_out() -> None:
-    with_warm_up, without = module(SpectralCoDistillation(2.0, 3.0, warmup_rounds=2)), module(SpectralCoDistillation(0, 0))
+    with_warm_up, without = (
+        module(SpectralCoDistillation(2.0, 3.0, warmup_rounds=2)),
+        module(SpectralCoDistillation(0, 0)),
+    )
     fit(with_warm_up, 2)
     fit(without, 2)
     torch.testing.assert_close(with_warm_up.network.state_dict(), without.network.state_dict(), rtol=0, atol=0)

@@ -123,9 +123,7 @@ def fit(fed: FederatedModule, rounds: int = 2, data: ToyFederation | None = None
 def orders(size: int, epochs: int, seed: int) -> list[Tensor]:
     """Batches of a client, in the order that the room promises: one permutation for each epoch, from the seed."""
     generator = torch.Generator().manual_seed(seed)
-    return [
-        batch for _ in range(epochs) for batch in torch.randperm(size, generator=generator).split(BATCH)
-    ]
+    return [batch for _ in range(epochs) for batch in torch.randperm(size, generator=generator).split(BATCH)]
 
 
 def reference_training(
