@@ -36,8 +36,9 @@ __all__ = [
 ]
 
 # Below what rounding leaves of a probability or of a spectrum's mass in float32, and safe to divide by in turn.
-_LEAST_PROBABILITY = 1e-20
+_LEAST_PROBABILITY = 1e-16
 _LEAST_MASS = 1e-8
+_LEAST_MAGNITUDE = 1e-12
 
 
 def spectrum(
@@ -94,17 +95,18 @@ def spectral_distribution(flat: Tensor, plan: SpectralPlan) -> Tensor:
         Distributions `(K, bins)` or `(bins,)`, without a graph; they sum to 1 after the truncation.
     """
     with torch.no_grad():
-        return _distribution(flat.reshape(-1, plan.size), plan)[1].reshape(*flat.shape[:-1], -1)
+        return _distribution(flat.reshape(-1, plan.size), plan)[2].reshape(*flat.shape[:-1], -1)
 
 
-def _distribution(flat: Tensor, plan: SpectralPlan) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.autocast(flat.device.type, enabled=False):
-        flat = flat.to(_real(flat))
-        where, multiplicity, _ = constants(plan, flat.device, flat.dtype)
-        spectra = transform(flat, plan)[:, where]
-        mass = spectra.abs().mul_(multiplicity)
-        total = mass.sum(dim=1, keepdim=True).clamp_min_(_LEAST_MASS)
-        return spectra, mass.div_(total), total
+def _distribution(flat: Tensor, plan: SpectralPlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Kept bins, their magnitudes, their distribution, and its mass before normalisation."""
+    flat = flat.to(_real(flat))
+    where, multiplicity, _ = constants(plan, flat.device, flat.dtype)
+    spectra = transform(flat, plan)[:, where]
+    magnitude = spectra.abs()
+    mass = magnitude * multiplicity
+    total = mass.sum(dim=1, keepdim=True).clamp_min_(_LEAST_MASS)
+    return spectra, magnitude, mass.div_(total), total
 
 
 def divergence_and_gradient(
@@ -126,28 +128,30 @@ def divergence_and_gradient(
     Returns:
         Divergences `(K,)` and gradients `(K, D)` (None unless wanted).
     """
-    with torch.no_grad(), torch.autocast(flat.device.type, enabled=False):
-        spectra, student, total = _distribution(flat, plan)
+    with torch.no_grad():
+        spectra, magnitude, student, total = _distribution(flat, plan)
         student.clamp_min_(_LEAST_PROBABILITY)
         teacher = teacher.to(student.dtype).clamp_min(_LEAST_PROBABILITY)
+        ratio = teacher / student
         if student_first:
-            slope = torch.log(student / teacher)
+            slope = torch.log(ratio).neg_()
             value = (student * slope).sum(dim=1)
-            slope = slope.sub_(value.unsqueeze(1))
+            slope.sub_(value.unsqueeze(1))
         else:
-            value = torch.xlogy(teacher, teacher / student).sum(dim=-1)
-            slope = (teacher / student).neg_().add_(1.0)
+            value = torch.xlogy(teacher, ratio).sum(dim=1)
+            slope = ratio.neg_().add_(1.0)
         if not gradient:
             return value, None
         where, _, unfolding = constants(plan, flat.device, student.dtype)
         if unfolding is not None:
-            slope = slope * unfolding
-        phase = torch.sgn(spectra).mul_(slope.div_(total))
+            slope *= unfolding
+        slope.div_(total).div_(magnitude.clamp_min_(_LEAST_MAGNITUDE))
+        scaled = spectra.mul_(slope)
         if where != slice(None):
-            whole = phase.new_zeros(len(flat), plan.bins)
-            whole[:, where] = phase
-            phase = whole
-        return value, adjoint(phase, plan)
+            whole = scaled.new_zeros(len(flat), plan.bins)
+            whole[:, where] = scaled
+            scaled = whole
+        return value, adjoint(scaled, plan)
 
 
 class _FlatSpectralDivergence(torch.autograd.Function):
