@@ -163,7 +163,7 @@ def spectral_terms(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]]
     """Seconds of a round with both spectral terms over one of Ditto, by the loop."""
     rows, headlines = [], {}
     for name, (network, shape) in networks().items():
-        clients = [Client(30, shape) for _ in range(5)]
+        clients = [Client(30, shape) for _ in range(4)]
         strategies: dict[str, Strategy] = {
             "Ditto": Ditto(),
             "spectral": SpectralCoDistillation(),
@@ -172,8 +172,8 @@ def spectral_terms(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]]
             "spectral, every 4 steps": SpectralCoDistillation(every_k_steps=4),
         }
         seconds = medians(
-            {s: engine_round(strategy, LoopBackend(), network, clients, 1) for s, strategy in strategies.items()},
-            5 if quick else 15,
+            {s: engine_round(strategy, LoopBackend(), network, clients, 5) for s, strategy in strategies.items()},
+            3 if quick else 11,
         )
         rows += [{"network": name, "side": s, "ratio": value / seconds["Ditto"]} for s, value in seconds.items()]
         if name == "CNN":

@@ -124,7 +124,7 @@ class SpectralDistillation(Callback):
         pl_module.log("spec/kl", value.squeeze(0), on_step=True, on_epoch=False, rank_zero_only=True)
 
     def _add(self, parameters: list[nn.Parameter], gradient: Tensor, trained: set[int]) -> None:
-        for p, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
+        for p, part in zip(parameters, torch.split(gradient, [p.numel() for p in parameters]), strict=True):
             if id(p) not in trained:
                 continue
             term = (self.weight * part).view_as(p).to(p.dtype)

@@ -139,8 +139,8 @@ class FederatedBatches:
 
     def __iter__(self) -> Iterator[FederatedBatch]:
         """The batches, in the order of the test set."""
-        for chosen in torch.arange(len(self.dataset)).split(self.batch_size):
-            inputs, labels = self.dataset.__getitems__(chosen)  # type: ignore[arg-type]
+        for chosen in torch.split(torch.arange(len(self.dataset)), self.batch_size):
+            inputs, labels = self.dataset.__getitems__(chosen)
             yield FederatedBatch(inputs, labels, self.members[chosen], self.federation)
 
 

@@ -16,7 +16,7 @@ def check_partition(parts: Sequence[Tensor], examples: int, min_samples: int) ->
     """Says what is wrong with a partition of `examples` positions; None if each is dealt once and no part is small."""
     dealt = torch.cat(list(parts)) if parts else torch.empty(0, dtype=torch.int64)
     if len(dealt) != examples or not torch.equal(dealt.sort().values, torch.arange(examples)):
-        return f"deals {len(dealt.unique())} of {examples} examples, {len(dealt)} times in all"
+        return f"deals {len(set(dealt.tolist()))} of {examples} examples, {len(dealt)} times in all"
     small = [client for client, part in enumerate(parts) if len(part) < min_samples]
     return f"leaves clients {small[:5]} with fewer than min_samples={min_samples} examples" if small else None
 
@@ -60,7 +60,8 @@ class Partition(ABC):
             if problem is None:
                 return parts
         raise ValueError(
-            f"{self} {problem}, in each of {_ATTEMPTS} attempts; take fewer clients, a smaller min_samples, or less skew."
+            f"{self} {problem}, in each of {_ATTEMPTS} attempts; take fewer clients, a smaller min_samples, or less "
+            "skew."
         )
 
 
@@ -179,8 +180,8 @@ class PathologicalPartition(Partition):
             raise ValueError(f"classes_per_client={self.classes_per_client} is more than the {len(classes)} classes.")
         if num_clients * self.classes_per_client < len(classes):
             raise ValueError(
-                f"num_clients={num_clients} with classes_per_client={self.classes_per_client} leaves classes that nobody "
-                f"holds: there are {len(classes)}."
+                f"num_clients={num_clients} with classes_per_client={self.classes_per_client} leaves classes that "
+                f"nobody holds: there are {len(classes)}."
             )
         held: list[list[int]] = [[] for _ in range(num_clients)]
         load = np.zeros(len(classes), dtype=np.int64)

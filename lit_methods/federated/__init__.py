@@ -9,6 +9,7 @@ from lit_methods.federated.clock import NetworkModel, ProtocolClock
 from lit_methods.federated.co_distillation import SpectralCoDistillation
 from lit_methods.federated.cohort import Cohort, Update
 from lit_methods.federated.distillation import SpectralDistillationLoss
+from lit_methods.federated.evaluation import EvaluationBatch
 from lit_methods.federated.functional import aggregate, spectral_divergence, spectrum
 from lit_methods.federated.heads import FedRep, FedRoD
 from lit_methods.federated.local_training import LocalBackend, Models
@@ -17,7 +18,7 @@ from lit_methods.federated.strategies import Ditto, FedAvg, FedProx, LocalOnly, 
 from lit_methods.federated.vectorized import VectorizedBackend
 
 if TYPE_CHECKING:
-    from lit_methods.federated.module import EvaluationBatch, FederatedModule
+    from lit_methods.federated.module import FederatedModule
 
 __all__ = [
     "AutomaticBackend",
@@ -49,6 +50,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Imports what needs Lightning only when it is asked for."""
-    if name in ("EvaluationBatch", "FederatedModule"):
-        return getattr(import_module(f"{__name__}.module"), name)
+    if name == "FederatedModule":
+        return import_module(f"{__name__}.module").FederatedModule
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -128,10 +128,9 @@ class SpectralPlan:
 
     def _keep(self, block: Block, full: Tensor) -> tuple[Tensor, Tensor]:
         if self.convention == "full":
-            indices = max(1, math.floor(self.ratio * block.length))
-            index = torch.arange(indices)
-            count = torch.bincount(torch.minimum(index, block.length - index)).to(torch.float64)
-            return torch.arange(len(count)), count
+            index = torch.arange(max(1, math.floor(self.ratio * block.length)))
+            times = torch.bincount(torch.minimum(index, block.length - index)).to(torch.float64)
+            return torch.arange(len(times)), times
         count = math.ceil(self.ratio * block.bins)
         if block.rows is None:
             chosen = torch.arange(count)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from lit_methods.federated.local_training import LocalBackend, LocalResult, Loca
 from lit_methods.federated.loop import LoopBackend
 from lit_methods.federated.vectorized import VectorizedBackend, obstacle
 
-_BACKENDS = {"loop": LoopBackend, "vectorized": VectorizedBackend}
+_BACKENDS: dict[str, Callable[[], LocalBackend]] = {"loop": LoopBackend, "vectorized": VectorizedBackend}
 
 
 class AutomaticBackend(LocalBackend):

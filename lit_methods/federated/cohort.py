@@ -149,7 +149,22 @@ class Cohort:
         self.figures[f"{name}/loss"] = result.loss.mean()
         for penalty in penalties:
             if isinstance(penalty, SpectralPenalty):
-                ratio = penalty.gradient_norm(result.models.weights) / result.gradient_norm.clamp_min(1e-30)
-                self.figures[f"{name}/kl"] = penalty.value(result.models.weights).mean()
-                self.figures[f"{name}/grad_ratio"] = ratio.mean()
+                divergence, norm = penalty.measure(result.models.weights)
+                self.figures[f"{name}/kl"] = divergence.mean()
+                self.figures[f"{name}/grad_ratio"] = (norm / result.gradient_norm.clamp_min(1e-30)).mean()
         return result.models
+
+
+def named_figures(figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The figures of a cohort under the names of the log: `train/*loss` and `spec/<stage>_*`.
+
+    The first stage's loss is `train/loss`, that of others `train/<stage>_loss`.
+    """
+    named: dict[str, Tensor] = {}
+    for key, value in figures.items():
+        stage, quantity = key.split("/")
+        if quantity != "loss":
+            named[f"spec/{stage}_{quantity}"] = value
+        else:
+            named["train/loss" if "train/loss" not in named else f"train/{stage}_loss"] = value
+    return named

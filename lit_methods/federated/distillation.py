@@ -58,7 +58,8 @@ class SpectralDistillationLoss(nn.Module):
         smooth: Whether 1-D transforms are padded to fast lengths.
 
     Guarantees:
-        - The value is never negative (beyond rounding), 0 for the teacher itself, and unchanged if the student's weights are scaled.
+        - The value is never negative beyond rounding, 0 for the teacher itself, and unchanged if the student's weights
+          are scaled.
         - The teacher receives no gradient, and changes of it after construction have no effect.
 
     Raises:

@@ -1,9 +1,28 @@
 """Accuracy of a generic model and of K personal ones, each on what its client sees."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from lit_methods.federated.clients import Federation
+
+
+class EvaluationBatch(NamedTuple):
+    """A batch of a global test set, as `FederatedModule` takes it for validation and test.
+
+    Attributes:
+        inputs: Examples `(B, ...)`.
+        labels: Their classes `(B,)`.
+        members: Whether each example is in each client's local test set, `(B, K)` bool.
+        federation: All clients' training data.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    members: Tensor
+    federation: Federation
 
 
 class FederatedAccuracy:

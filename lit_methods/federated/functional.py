@@ -163,7 +163,7 @@ class _FlatSpectralDivergence(torch.autograd.Function):
         return value
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * outputs[0].unsqueeze(1).to(gradient.dtype), None, None, None
@@ -171,7 +171,7 @@ class _FlatSpectralDivergence(torch.autograd.Function):
 
 def flat_spectral_divergence(flat: Tensor, teacher: Tensor, plan: SpectralPlan, student_first: bool = True) -> Tensor:
     """`divergence_and_gradient` as one differentiable operation on `flat (K, D)`; returns `(K,)`."""
-    return _FlatSpectralDivergence.apply(flat, teacher, plan, student_first)  # type: ignore[no-any-return, no-untyped-call]
+    return _FlatSpectralDivergence.apply(flat, teacher, plan, student_first)  # type: ignore[no-any-return]
 
 
 def spectral_divergence(

@@ -1,5 +1,6 @@
 """A module's trainable parameters and its buffers as two flat vectors, and back."""
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -121,8 +122,19 @@ class ModelLayout:
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """Views of vectors `(K, D)` as parameters `(K, *shape)`, or of one `(D,)` as parameters; keeps the graph."""
         lead = flat.shape[:-1]
-        parts = flat.split(self.sizes, dim=-1)
+        parts = torch.split(flat, self.sizes, dim=-1)
         return {name: part.view(*lead, *s) for name, part, s in zip(self.names, parts, self.shapes, strict=True)}
+
+    def build(self, module: nn.Module, flat: Tensor) -> nn.Module:
+        """A copy of a module with the parameters and buffers of one vector `(D + b,)`."""
+        built = copy.deepcopy(module)
+        values = self.views(flat[: self.size])
+        with torch.no_grad():
+            for name, p in built.named_parameters():
+                if name in values:
+                    p.copy_(values[name])
+        self.write_buffers(built, flat[self.size :])
+        return built
 
     def buffer_views(self, flat: Tensor) -> dict[str, Tensor]:
         """A vector of `read_buffers` as buffers."""
@@ -130,7 +142,7 @@ class ModelLayout:
         return dict(zip(self.buffer_names, (part.view(shape).to(kind) for part, shape, kind in parts), strict=True))
 
     def _split_buffers(self, flat: Tensor) -> Iterable[Tensor]:
-        return flat.split([math.prod(shape) for shape in self.buffer_shapes]) if self.buffer_shapes else ()
+        return torch.split(flat, [math.prod(shape) for shape in self.buffer_shapes]) if self.buffer_shapes else ()
 
 
 def gather(flat: Tensor, segments: Sequence[slice]) -> Tensor:

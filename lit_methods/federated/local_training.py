@@ -113,7 +113,8 @@ class LocalBackend(ABC):
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over what `state_dict` returned."""
+        """Takes over what `state_dict` returned: nothing, unless a backend has a choice to remember."""
+        del state
 
 
 def per_sample(loss: nn.Module) -> nn.Module:

@@ -1,24 +1,23 @@
 """Federated learning of many clients in one Trainer: a batch is a round, and the server is the optimizer."""
 
-import copy
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from lit_methods.federated.automatic import AutomaticBackend
+from lit_methods.federated.checks import check_arguments, check_trainer
 from lit_methods.federated.clients import Federation
 from lit_methods.federated.clock import NetworkModel, Work
 from lit_methods.federated.co_distillation import SpectralCoDistillation
-from lit_methods.federated.cohort import Cohort, LocalTraining, Update
-from lit_methods.federated.evaluation import FederatedAccuracy
+from lit_methods.federated.cohort import Cohort, LocalTraining, Update, named_figures
+from lit_methods.federated.evaluation import EvaluationBatch, FederatedAccuracy
 from lit_methods.federated.layout import ModelLayout
 from lit_methods.federated.local_training import LocalBackend, Models, per_sample
 from lit_methods.federated.state import FederatedState
@@ -27,22 +26,6 @@ from lit_methods.logging import log_figure
 
 _CHECKPOINT_KEY = "federated"
 _EVALUATED_AT_ONCE = 32
-
-
-class EvaluationBatch(NamedTuple):
-    """A batch of a global test set, as `FederatedModule` takes it for validation and test.
-
-    Attributes:
-        inputs: Examples `(B, ...)`.
-        labels: Their classes `(B,)`.
-        members: Whether each example is in each client's local test set, `(B, K)` bool.
-        federation: All clients' training data.
-    """
-
-    inputs: Tensor
-    labels: Tensor
-    members: Tensor
-    federation: Federation
 
 
 class FederatedModule(LightningModule):
@@ -108,21 +91,7 @@ class FederatedModule(LightningModule):
         seconds_per_step: float | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("local_epochs", local_epochs), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1.")
-        if num_classes < 2:
-            raise ValueError(f"num_classes={num_classes} must be at least 2.")
-        if not 0 < participation <= 1:
-            raise ValueError(f"participation={participation} must lie in (0, 1].")
-        if clients_per_round is not None and clients_per_round < 1:
-            raise ValueError(f"clients_per_round={clients_per_round} must be at least 1.")
-        if buffer_policy not in ("aggregate", "local"):
-            raise ValueError(f"buffer_policy={buffer_policy!r} must be 'aggregate' or 'local'.")
-        if loss is not None and not hasattr(loss, "reduction"):
-            raise TypeError(
-                f"loss={type(loss).__name__} has no `reduction` attribute; pass a loss that follows torch.nn."
-            )
+        check_arguments(num_classes, participation, clients_per_round, local_epochs, batch_size, buffer_policy, loss)
         self.save_hyperparameters(
             ignore=["network", "strategy", "optimizer", "server_optimizer", "loss", "backend", "transport"]
         )
@@ -136,8 +105,8 @@ class FederatedModule(LightningModule):
         self.buffer_policy, self.seconds_per_step = buffer_policy, seconds_per_step
         self.transport = NetworkModel() if transport is None else transport
         self.state = FederatedState(spill_folder)
-        self._make_optimizer = optimizer or _local_sgd
-        self._make_server_optimizer = server_optimizer or _server_sgd
+        self._make_optimizer = optimizer or partial(SGD, lr=0.05, momentum=0.5)
+        self._make_server_optimizer = server_optimizer or partial(SGD, lr=1.0)
         self._accuracy: FederatedAccuracy | None = None
         self._evaluated: tuple[list[int], Models] | None = None
 
@@ -153,20 +122,7 @@ class FederatedModule(LightningModule):
         """
         if stage != "fit":
             return
-        if not isinstance(self.trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
-            raise MisconfigurationException(
-                f"FederatedModule shares clients out by itself; {type(self.trainer.strategy).__name__} would cut up the "
-                "models instead. Use a single device or strategy='ddp'."
-            )
-        if self.trainer.accumulate_grad_batches != 1:
-            raise MisconfigurationException(
-                f"accumulate_grad_batches={self.trainer.accumulate_grad_batches} would average rounds; raise "
-                "participation for more clients in a round."
-            )
-        if self.trainer.precision == "16-mixed":
-            raise MisconfigurationException(
-                "precision='16-mixed' scales one loss, but each client has its own; use 'bf16-mixed' or '32-true'."
-            )
+        check_trainer(self.trainer)
 
     def configure_optimizers(self) -> Optimizer:
         """The server's optimizer over the generic model."""
@@ -198,7 +154,7 @@ class FederatedModule(LightningModule):
         return self.clients_per_round
 
     def _world(self) -> int:
-        return cast(int, self.trainer.world_size)
+        return self.trainer.world_size
 
     def _cohort(self, federation: Federation, clients: list[int], counts: Tensor) -> Cohort:
         shared = self.layout.mask(self.strategy.shared(self.layout)).to(self.device)
@@ -250,15 +206,7 @@ class FederatedModule(LightningModule):
         return delta * cohort.shared * self._world()
 
     def _log_round(self, cohort: Cohort, update: Update, drawn: list[int], delta: Tensor) -> None:
-        names = {"generic/loss": "train/loss", "personal/loss": "train/personal_loss"}
-        if not self.strategy.has_generic and "generic/loss" not in cohort.figures:
-            names["personal/loss"] = "train/loss"
-        figures = {
-            names.get(
-                name, f"spec/{name.replace('/', '_')}" if "loss" not in name else f"train/{name.replace('/', '_')}"
-            ): v
-            for name, v in cohort.figures.items()
-        }
+        figures = named_figures(cohort.figures)
         payload = self._payload_bytes(cohort) if update.uploads is not None else 0
         figures |= {
             "federated/bytes_up": torch.tensor(float(payload * len(drawn))),
@@ -323,15 +271,7 @@ class FederatedModule(LightningModule):
         """
         if client not in self.state.personal:
             raise ValueError(f"Client {client} has no personal model; these have one: {list(self.state.personal)}.")
-        network = copy.deepcopy(self.network).eval()
-        row = self.state.personal[client].to(self.device)
-        values = self.layout.views(row[: self.layout.size])
-        with torch.no_grad():
-            for name, p in network.named_parameters():
-                if name in values:
-                    p.copy_(values[name])
-        self.layout.write_buffers(network, row[self.layout.size :])
-        return network
+        return self.layout.build(self.network, self.state.personal[client].to(self.device)).eval()
 
     def on_train_epoch_end(self) -> None:
         """Draws the partition once, after the first round."""
@@ -360,7 +300,7 @@ class FederatedModule(LightningModule):
         if self._evaluated is None:
             return
         clients = torch.tensor(self._evaluated[0], device=self.device)
-        for part in torch.arange(len(clients), device=self.device).split(_EVALUATED_AT_ONCE):
+        for part in torch.split(torch.arange(len(clients), device=self.device), _EVALUATED_AT_ONCE):
             models = self._evaluated[1].rows(part)
             logits = self.backend.predict(self.network, self.layout, models, inputs, self.strategy.personal_forward)
             self._accuracy.add_personal(logits.argmax(dim=-1) == labels, labels, members, clients[part])
@@ -404,11 +344,3 @@ class FederatedModule(LightningModule):
             raise ValueError("The checkpoint holds no federated state: it was not saved by a FederatedModule.")
         self.state.load_state_dict(checkpoint[_CHECKPOINT_KEY])
         self.backend.load_state_dict(checkpoint[_CHECKPOINT_KEY]["backend"])
-
-
-def _local_sgd(parameters: Any) -> Optimizer:
-    return SGD(parameters, lr=0.05, momentum=0.5)
-
-
-def _server_sgd(parameters: Any) -> Optimizer:
-    return SGD(parameters, lr=1.0)

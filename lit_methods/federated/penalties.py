@@ -102,10 +102,11 @@ class SpectralPenalty(Penalty):
         """See `Penalty.value`: the divergences."""
         return self._divergence(weights, slice(None), gradient=False)[0]
 
-    def gradient_norm(self, weights: Tensor) -> Tensor:
-        """Norms `(K,)` of the term's gradients, the factor included, at the weights of all clients."""
-        _, gradient = self._divergence(weights, slice(None), gradient=True)
-        return torch.zeros_like(self.weight[:, 0]) if gradient is None else (self.weight * gradient).norm(dim=1)
+    def measure(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Divergences `(K,)` and the norms `(K,)` of their gradients, these with the factor, of all clients."""
+        value, gradient = self._divergence(weights, slice(None), gradient=True)
+        norm = torch.zeros_like(value) if gradient is None else (self.weight * gradient).norm(dim=1)
+        return value, norm
 
     def add_gradient_(self, gradient: Tensor, weights: Tensor, rows: slice, step: int) -> None:
         """See `Penalty.add_gradient_`."""

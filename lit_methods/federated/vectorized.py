@@ -77,7 +77,7 @@ class VectorizedBackend(LocalBackend):
                 state = layout.views(weights) | layout.buffer_views(buffers)
                 return cast(Tensor, functional_call(evaluated, state, (inputs,), dict(forward)))
 
-            return cast(Tensor, vmap(logits, chunk_size=self.chunk_size)(models.weights, models.buffers))
+            return vmap(logits, chunk_size=self.chunk_size)(models.weights, models.buffers)
 
 
 def obstacle(network: nn.Module, data: Sequence[ClientDataset]) -> str | None:
@@ -133,7 +133,7 @@ def _train_stack(
         if active < len(leaf):
             _narrow(leaf, optimizer, active)
         chosen = where[:active, step]
-        inputs = examples[chosen.flatten()].unflatten(0, chosen.shape)
+        inputs = examples[chosen.flatten()].view(*chosen.shape, *examples.shape[1:])
         point = leaf.detach().requires_grad_()
         logits = stacked(layout.views(point), inputs)
         if offsets is not None:

@@ -131,7 +131,7 @@ def test_another_networks_spectrum_is_refused_on_resume(tmp_path: Path) -> None:
 
 
 def test_bad_arguments_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="weight=-1.0 must be at least 0"):
+    with pytest.raises(ValueError, match=r"weight=-1.0 must be at least 0"):
         SpectralDistillation(-1.0)
     with pytest.raises(ValueError, match=r"ratio=0.0 must lie in"):
         SpectralDistillation(1.0, ratio=0.0)

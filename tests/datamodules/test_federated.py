@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from lit_methods.datamodules import DigitsDataModule, DirichletPartition, Federa
 from lit_methods.datamodules.federated import local_test_sets
 
 
-def _data(**options) -> FederatedDataModule:
+def _data(**options: Any) -> FederatedDataModule:
     data = FederatedDataModule(DigitsDataModule(), **({"num_clients": 6} | options))
     data.setup("fit")
     return data

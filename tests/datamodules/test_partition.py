@@ -105,15 +105,15 @@ class _Partitioner:
         self._dataset = None
 
     @property
-    def dataset(self):
+    def dataset(self) -> object:
         return self._dataset
 
     @dataset.setter
-    def dataset(self, value) -> None:  # noqa: ANN001
+    def dataset(self, value: object) -> None:
         assert self._dataset is None
         self._dataset = value
 
-    def load_partition(self, number: int):
+    def load_partition(self, number: int) -> object:
         return self._dataset.select(range(number, len(self._dataset), self.num_partitions))
 
 

@@ -1,6 +1,7 @@
 """Local training of the loop and of the stack: what they promise beyond the weights that test_strategies checks."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from tests.federated.toys import BATCH, CLASSES, ToyClient, federation, local_sg
 SIZES = (7, 12, 3, 20)
 
 
-def _stage(**options) -> LocalStage:
+def _stage(**options: Any) -> LocalStage:
     arguments = {"epochs": 2, "batch_size": BATCH, "optimizer": local_sgd}
     return LocalStage(**(arguments | {"per_sample_loss": per_sample(nn.CrossEntropyLoss())} | options))
 
@@ -29,14 +30,16 @@ def _start(net: nn.Module, clients: int) -> Models:
     return Models(layout.read(net) + 0.1 * noise, buffers)
 
 
-def _train(backend: LocalBackend, net: nn.Module, stage: LocalStage, rows: list[int], shape=(4,)) -> LocalResult:
+def _train(
+    backend: LocalBackend, net: nn.Module, stage: LocalStage, rows: list[int], shape: tuple[int, ...] = (4,)
+) -> LocalResult:
     data = federation(SIZES, shape)
     start = _start(net, len(SIZES)).rows(torch.tensor(rows))
     layout = ModelLayout.of(net)
     return backend.train(net, layout, stage, start, [data[i] for i in rows], [100 + i for i in rows])
 
 
-def _same(a: LocalResult, b: LocalResult, **tolerance) -> None:
+def _same(a: LocalResult, b: LocalResult, **tolerance: Any) -> None:
     tolerance = tolerance or {"rtol": 1e-9, "atol": 1e-12}
     torch.testing.assert_close(a.models.weights, b.models.weights, **tolerance)
     torch.testing.assert_close(a.loss, b.loss, **tolerance)
@@ -163,7 +166,9 @@ def test_running_statistics_are_each_clients_own() -> None:
         (lambda: nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1), nn.Linear(4, 3)), r"layer '1' \(Dropout\) is random"),
     ],
 )
-def test_stack_refuses_what_it_cannot_do_and_the_automatic_choice_loops(kind, message: str) -> None:
+def test_stack_refuses_what_it_cannot_do_and_the_automatic_choice_loops(
+    kind: Callable[[], nn.Module], message: str
+) -> None:
     net = network(kind)
     with pytest.raises(ValueError, match=message):
         _train(VectorizedBackend(), net, _stage(), [0, 1])

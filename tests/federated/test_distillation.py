@@ -78,7 +78,7 @@ def test_bad_arguments_are_refused() -> None:
         SpectralDistillationLoss(_net(0), selection="bodies")
     with pytest.raises(ValueError, match="selection='kernels' selects none"):
         SpectralDistillationLoss(nn.LayerNorm(3))
-    with pytest.raises(ValueError, match="ratio=2.0"):
+    with pytest.raises(ValueError, match=r"ratio=2.0"):
         SpectralDistillationLoss(_net(0), ratio=2.0)
     with pytest.raises(ValueError, match="should have the shape"):
         SpectralDistillationLoss(_net(0))(MLP(4, [6], 3))

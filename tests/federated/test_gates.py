@@ -1,4 +1,4 @@
-"""The toy benchmark of the method card as a regression test; nothing here ranks the spectral terms against the peers."""
+"""The toy benchmark of the method card as a regression test; the spectral terms are not ranked against the peers."""
 
 import pytest
 

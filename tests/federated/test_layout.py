@@ -1,5 +1,7 @@
 """A module as flat vectors and back."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -78,7 +80,7 @@ class _Views(nn.Module):
         (lambda: nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1).double()), "give them one floating-point type"),
     ],
 )
-def test_networks_that_cannot_be_averaged_are_refused(make, message: str) -> None:
+def test_networks_that_cannot_be_averaged_are_refused(make: Callable[[], nn.Module], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ModelLayout.of(make())
 
@@ -87,5 +89,5 @@ def test_another_network_is_refused() -> None:
     layout = ModelLayout.of(_net())
     with pytest.raises(ValueError, match=r"'0.weight' should have the shape \(3, 2\), but the module has \(2, 3\)"):
         layout.read(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(3), nn.Linear(3, 2)))
-    with pytest.raises(ValueError, match="'1.weight' should have the shape .* the module lacks it"):
+    with pytest.raises(ValueError, match=r"'1.weight' should have the shape .* the module lacks it"):
         layout.read(nn.Sequential(nn.Linear(2, 3)))

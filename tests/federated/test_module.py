@@ -1,6 +1,7 @@
 """The invariants of card 8.1 that concern a whole run, resume, the server's optimizer, and bad input."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def _equal(a: FederatedModule, b: FederatedModule) -> None:
     torch.testing.assert_close(_personal(a), _personal(b), rtol=0, atol=0)
 
 
-def _run(strategy: Strategy, rounds: int = 3, **options) -> FederatedModule:
+def _run(strategy: Strategy, rounds: int = 3, **options: Any) -> FederatedModule:
     fed = module(strategy, **(LOOP | options))
     fit(fed, rounds)
     return fed

@@ -60,7 +60,7 @@ def test_values_leave_the_factor_out() -> None:
 def test_norm_is_that_of_the_gradient() -> None:
     weights, penalty, gradient = _rows(2), _penalty("scaled"), torch.zeros(K, D, dtype=torch.float64)
     penalty.add_gradient_(gradient, weights, slice(0, K), 0)
-    torch.testing.assert_close(penalty.gradient_norm(weights), gradient.norm(dim=1))
+    torch.testing.assert_close(penalty.measure(weights), (penalty.value(weights), gradient.norm(dim=1)))
 
 
 def test_every_third_step_is_three_times_as_strong() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,12 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
     return (p * (p / q).log()).sum()
 
 
-def _average(models: dict[int, nn.Module], data: ToyFederation, onto: nn.Module, shared=lambda name: True) -> nn.Module:
+def _average(
+    models: dict[int, nn.Module],
+    data: ToyFederation,
+    onto: nn.Module,
+    shared: Callable[[str], bool] = lambda name: True,
+) -> nn.Module:
     total = sum(len(data[i]) for i in models)
     result = copy.deepcopy(onto)
     with torch.no_grad():
@@ -148,7 +154,7 @@ def test_rounds_equal_a_plain_loop(case: str, backend: type) -> None:
         uploads: dict[int, nn.Module] = {}
         for i in drawn(SEED, t, 4, 3):
 
-            def train(name: str, start: nn.Module, client: int = i, t: int = t, **options) -> nn.Module:
+            def train(name: str, start: nn.Module, client: int = i, t: int = t, **options: Any) -> nn.Module:
                 return reference_training(start, data[client], stream_seed(SEED, client, t, name), **options)
 
             upload, personal = one_round(server, kept.get(i, server), train)

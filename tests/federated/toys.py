@@ -2,15 +2,17 @@
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from lit_methods.backbones import MLP
+from lit_methods.federated import EvaluationBatch, Strategy
 from lit_methods.federated.clients import stream_seed
-from lit_methods.federated.module import EvaluationBatch, FederatedModule
+from lit_methods.federated.module import FederatedModule
 
 FEATURES, CLASSES = 4, 3
 LR, MOMENTUM, BATCH, EPOCHS = 0.1, 0.5, 5, 2
@@ -66,7 +68,7 @@ class Rounds:
     def __len__(self) -> int:
         return self.rounds
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[ToyFederation]:
         return itertools.repeat(self.data, self.rounds)
 
 
@@ -83,11 +85,11 @@ class Evaluation:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[EvaluationBatch]:
         return iter(self.batches)
 
 
-def module(strategy, kind=None, **options) -> FederatedModule:
+def module(strategy: Strategy, kind: Callable[[], nn.Module] | None = None, **options: Any) -> FederatedModule:
     arguments = {
         "participation": 0.75,
         "local_epochs": EPOCHS,
@@ -99,7 +101,7 @@ def module(strategy, kind=None, **options) -> FederatedModule:
     return FederatedModule(net, CLASSES, strategy, **(arguments | options)).double()
 
 
-def trainer(rounds: int, **options) -> Trainer:
+def trainer(rounds: int, **options: Any) -> Trainer:
     quiet = {
         "accelerator": "cpu",
         "devices": 1,
@@ -113,7 +115,7 @@ def trainer(rounds: int, **options) -> Trainer:
     return Trainer(**(quiet | options))
 
 
-def fit(fed: FederatedModule, rounds: int = 2, data: ToyFederation | None = None, **options) -> Trainer:
+def fit(fed: FederatedModule, rounds: int = 2, data: ToyFederation | None = None, **options: Any) -> Trainer:
     data = federation() if data is None else data
     running = trainer(rounds, **options)
     running.fit(fed, Rounds(data), Evaluation(data))
