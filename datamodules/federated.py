@@ -140,7 +140,7 @@ class FederatedBatches:
     def __iter__(self) -> Iterator[FederatedBatch]:
         """The batches, in the order of the test set."""
         for chosen in torch.split(torch.arange(len(self.dataset)), self.batch_size):
-            inputs, labels = self.dataset.__getitems__(chosen)
+            inputs, labels = self.dataset.__getitems__(chosen)  # type: ignore[arg-type]  # positions as a tensor
             yield FederatedBatch(inputs, labels, self.members[chosen], self.federation)
 
 

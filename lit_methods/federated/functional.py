@@ -171,7 +171,7 @@ class _FlatSpectralDivergence(torch.autograd.Function):
 
 def flat_spectral_divergence(flat: Tensor, teacher: Tensor, plan: SpectralPlan, student_first: bool = True) -> Tensor:
     """`divergence_and_gradient` as one differentiable operation on `flat (K, D)`; returns `(K,)`."""
-    return _FlatSpectralDivergence.apply(flat, teacher, plan, student_first)  # type: ignore[no-any-return]
+    return _FlatSpectralDivergence.apply(flat, teacher, plan, student_first)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def spectral_divergence(
