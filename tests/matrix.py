@@ -254,7 +254,6 @@ ENTRIES = (
             Bad(
                 "unknown label", _clients(_unknown_label), (ValueError, "Client 0 has the labels 1 to 3, which do not")
             ),
-            Bad("no clients", _clients(_empty), (ValueError, "The federation has no clients")),
             Bad("NaN input", _clients(_nan(*range(EXAMPLES))), finite=False),
         ),
         skips={"accumulates": "refused: gradients accumulated over rounds would average servers"},

@@ -37,9 +37,9 @@ class FederatedModule(LightningModule):
 
     Under DDP client `i` lives on rank `i % world_size`, and the gradients' all-reduce is the server's sum.
 
-    Logs for each round `train/loss`, `train/personal_loss`, `train/drift` (norm of the server's update),
-    `federated/bytes_up`, `federated/bytes_down`, `spec/*` of the divergences, `time/*` of both protocols; for each
-    validation and test `generic_acc`, `generic_acc_local`, `personal_acc` and its spread, see `FederatedAccuracy`.
+    Logs for each round `train/loss`, `train/personal_loss`, the bytes and `federated/weight_norm`, `spec/*` of the
+    divergences and `time/*` of both protocols; for each validation and test `generic_acc`, `generic_acc_local`,
+    `personal_acc` and its spread, see `FederatedAccuracy`.
 
     Args:
         network: Module that maps inputs `(B, ...)` to logits `(B, num_classes)`.
@@ -138,7 +138,7 @@ class FederatedModule(LightningModule):
         if update.personal is not None and self.strategy.keeps_personal:
             self.state.keep(own, update.personal)
         delta = self._server_delta(cohort, update, counts, drawn)
-        self._log_round(cohort, update, drawn, delta)
+        self._log_round(cohort, update, drawn)
         self.state.round_number += 1
         weights = self.layout.read(self.network, detach=False)
         pull = (weights * delta).sum()
@@ -205,24 +205,27 @@ class FederatedModule(LightningModule):
             self.layout.write_buffers(self.network, self._sum_over_ranks(mean_buffers))
         return delta * cohort.shared * self._world()
 
-    def _log_round(self, cohort: Cohort, update: Update, drawn: list[int], delta: Tensor) -> None:
-        figures = named_figures(cohort.figures)
+    def _log_round(self, cohort: Cohort, update: Update, drawn: list[int]) -> None:
         payload = self._payload_bytes(cohort) if update.uploads is not None else 0
+        values = {name: float(value) for name, value in named_figures(cohort.figures).items()}
+        parts = self._from_all_ranks((len(cohort.clients), values, self._work(cohort, payload)))
+        figures: dict[str, float] = {}
+        for name in dict.fromkeys(name for _, found, _ in parts for name in found):
+            known = [(count, found[name]) for count, found, _ in parts if name in found]
+            figures[name] = sum(count * value for count, value in known) / sum(count for count, _ in known)
+        sequential, wait_free = self.state.clock.advance(
+            [work for _, _, works in parts for work in works], self.transport.aggregation_seconds
+        )
         figures |= {
-            "federated/bytes_up": torch.tensor(float(payload * len(drawn))),
-            "federated/bytes_down": torch.tensor(float(payload * len(drawn))),
-            "federated/weight_norm": self.layout.read(self.network).norm(),
-            "train/drift": delta.norm(),
+            "federated/bytes_up": float(payload * len(drawn)),
+            "federated/bytes_down": float(payload * len(drawn)),
+            "federated/weight_norm": float(self.layout.read(self.network).norm()),
+            "time/sequential": sequential,
+            "time/wait_free": wait_free,
+            "time/speedup": sequential / wait_free if wait_free else 1.0,
         }
-        if self._world() == 1:
-            sequential, wait_free = self.state.clock.advance(
-                self._work(cohort, payload), self.transport.aggregation_seconds
-            )
-            figures["time/sequential"], figures["time/wait_free"] = torch.tensor(sequential), torch.tensor(wait_free)
-            figures["time/speedup"] = torch.tensor(sequential / wait_free if wait_free else 1.0)
-        for name, value in figures.items():
-            bar = name == "train/loss"
-            self.log(name, value, on_step=False, on_epoch=True, prog_bar=bar, sync_dist=True, batch_size=1)
+        for name, figure in figures.items():
+            self.log(name, figure, on_step=True, on_epoch=False, prog_bar=name == "train/loss", batch_size=1)
 
     def _payload_bytes(self, cohort: Cohort) -> int:
         values = int(cohort.shared.sum()) * cohort.received.weights.element_size()
@@ -318,6 +321,13 @@ class FederatedModule(LightningModule):
             self.log(f"{stage}/{name}", value, prog_bar=name in bar, sync_dist=True)
         self._accuracy = self._evaluated = None
 
+    def _from_all_ranks(self, thing: Any) -> list[Any]:
+        if self._world() == 1:
+            return [thing]
+        parts: list[Any] = [None] * self._world()
+        dist.all_gather_object(parts, thing)
+        return parts
+
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         if self._world() > 1:
             dist.all_reduce(values)
@@ -326,12 +336,9 @@ class FederatedModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the round, the personal models of all ranks, and the clock."""
         state = self.state.state_dict()
-        if self._world() > 1:
-            for name in ("personal", "buffers"):
-                parts: list[Any] = [None] * self._world()
-                dist.all_gather_object(parts, state[name])
-                parts = [part for part in parts if part]
-                state[name] = {key: torch.cat([part[key] for part in parts]) for key in ("clients", "vectors") if parts}
+        for name in ("personal", "buffers"):
+            parts = [part for part in self._from_all_ranks(state[name]) if part]
+            state[name] = {key: torch.cat([part[key] for part in parts]) for key in ("clients", "vectors") if parts}
         checkpoint[_CHECKPOINT_KEY] = state | {"backend": self.backend.state_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
