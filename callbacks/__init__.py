@@ -5,6 +5,7 @@ from lit_methods.callbacks.data_weighting import DataWeighting
 from lit_methods.callbacks.knowledge_rerank import KnowledgeRerank
 from lit_methods.callbacks.learned_augmentation import LearnedAugmentation
 from lit_methods.callbacks.softmax_approximation import SoftmaxApproximation
+from lit_methods.callbacks.spectral_distillation import SpectralDistillation
 from lit_methods.callbacks.synthetic_image_writer import SyntheticImageWriter
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "KnowledgeRerank",
     "LearnedAugmentation",
     "SoftmaxApproximation",
+    "SpectralDistillation",
     "SyntheticImageWriter",
 ]

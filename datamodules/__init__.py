@@ -8,6 +8,7 @@ from .digits import DigitsDataModule
 from .docstrings import DocstringDataModule
 from .errors import DatasetNotFoundError
 from .fashion_mnist import FashionMNISTDataModule
+from .federated import FederatedDataModule
 from .hub_images import HubImageDataModule
 from .hub_text import HubTextDataModule
 from .image_folder import ImageFolderDataModule
@@ -17,21 +18,37 @@ from .images import ImageDataModule
 from .indexed import IndexedDataset
 from .open_set import OpenSetDataModule
 from .open_set_split import OpenSetSplit
+from .partition import (
+    BernoulliDirichletPartition,
+    ColumnPartition,
+    DirichletPartition,
+    FlowerPartition,
+    IIDPartition,
+    Partition,
+    PathologicalPartition,
+    ShardPartition,
+)
 from .text import TextDataModule
 from .text_dataset import PaddingCollator, TextDataset
 from .tokenizers import train_word_tokenizer
 from .translation import TranslationDataModule
 
 __all__ = [
+    "BernoulliDirichletPartition",
     "ClassificationDataModule",
+    "ColumnPartition",
     "DatasetNotFoundError",
     "Degradation",
     "DigitScenesDataModule",
     "DigitsDataModule",
+    "DirichletPartition",
     "DocstringDataModule",
     "FashionMNISTDataModule",
+    "FederatedDataModule",
+    "FlowerPartition",
     "HubImageDataModule",
     "HubTextDataModule",
+    "IIDPartition",
     "ImageDataModule",
     "ImageDataset",
     "ImageFolderDataModule",
@@ -40,7 +57,10 @@ __all__ = [
     "OpenSetDataModule",
     "OpenSetSplit",
     "PaddingCollator",
+    "Partition",
+    "PathologicalPartition",
     "RetrievalDataModule",
+    "ShardPartition",
     "TextDataModule",
     "TextDataset",
     "TranslationDataModule",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         KnowledgeRerank,
         LearnedAugmentation,
         SoftmaxApproximation,
+        SpectralDistillation,
         SyntheticImageWriter,
     )
     from lit_methods.classifier import Classifier
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         DigitsDataModule,
         DocstringDataModule,
         FashionMNISTDataModule,
+        FederatedDataModule,
         HubImageDataModule,
         HubTextDataModule,
         ImageFolderDataModule,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
         OpenSetDataModule,
         TranslationDataModule,
     )
+    from lit_methods.federated import FederatedModule
     from lit_methods.image_text import MACK
     from lit_methods.semi_supervised import (
         DiscriminatorWeightedDiffusion,
@@ -56,6 +59,8 @@ __all__ = [
     "DiscriminatorWeightedDiffusion",
     "DocstringDataModule",
     "FashionMNISTDataModule",
+    "FederatedDataModule",
+    "FederatedModule",
     "HubImageDataModule",
     "HubTextDataModule",
     "ImageFolderDataModule",
@@ -67,6 +72,7 @@ __all__ = [
     "RelevanceDiscriminator",
     "SemiSupervisedClassifier",
     "SoftmaxApproximation",
+    "SpectralDistillation",
     "SyntheticImageWriter",
     "TextClassifier",
     "TranslationDataModule",
@@ -86,6 +92,8 @@ _HOMES = {
     "DiscriminatorWeightedDiffusion": "lit_methods.semi_supervised",
     "DocstringDataModule": "lit_methods.datamodules",
     "FashionMNISTDataModule": "lit_methods.datamodules",
+    "FederatedDataModule": "lit_methods.datamodules",
+    "FederatedModule": "lit_methods.federated",
     "HubImageDataModule": "lit_methods.datamodules",
     "HubTextDataModule": "lit_methods.datamodules",
     "ImageFolderDataModule": "lit_methods.datamodules",
@@ -98,6 +106,7 @@ _HOMES = {
     "RelevanceDiscriminator": "lit_methods.semi_supervised",
     "SemiSupervisedClassifier": "lit_methods.semi_supervised",
     "SoftmaxApproximation": "lit_methods.callbacks",
+    "SpectralDistillation": "lit_methods.callbacks",
     "SyntheticImageWriter": "lit_methods.callbacks",
     "TextClassifier": "lit_methods.data_manipulation",
     "TranslationDataModule": "lit_methods.datamodules",

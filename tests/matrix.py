@@ -12,6 +12,7 @@ from tests.entries import (
     data_manipulation,
     datamodules,
     differential_privacy,
+    federated,
     image_text,
     semi_supervised,
     softmax_approximation,
@@ -24,6 +25,7 @@ ENTRIES = (
     *data_manipulation.ENTRIES,
     *image_text.ENTRIES,
     *semi_supervised.ENTRIES,
+    *federated.ENTRIES,
 )
 DATAMODULES: dict[str, Callable[[Path], LightningDataModule]] = {
     **datamodules.DATAMODULES,
@@ -31,6 +33,9 @@ DATAMODULES: dict[str, Callable[[Path], LightningDataModule]] = {
     **semi_supervised.DATAMODULES,
     **image_text.DATAMODULES,
 }
+
+# Datamodules that hold clients instead of batches.
+FEDERATIONS = federated.FEDERATIONS
 
 # Datamodules whose batches no classifier takes, each with the reason.
 OWN_BATCHES = image_text.OWN_BATCHES | semi_supervised.OWN_BATCHES

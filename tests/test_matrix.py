@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule
 import lit_methods
 from lit_methods.bundled import bundled_configs
 from tests.entries.toys import Entry
-from tests.matrix import DATAMODULES, ENTRIES
+from tests.matrix import DATAMODULES, ENTRIES, FEDERATIONS
 
 OVERLAYS = ("trainer/", "logger/")
 
@@ -29,7 +29,7 @@ def test_each_public_module_and_callback_has_an_entry() -> None:
 
 
 def test_each_public_datamodule_is_in_the_matrix() -> None:
-    assert set(DATAMODULES) == _public(LightningDataModule)
+    assert set(DATAMODULES) | set(FEDERATIONS) == _public(LightningDataModule)
 
 
 def test_each_bundled_config_belongs_to_an_entry() -> None:

@@ -1,0 +1,58 @@
+"""Refusals of arguments and trainer flags that rounds have no meaning for."""
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import nn
+
+
+def check_arguments(
+    num_classes: int,
+    participation: float,
+    clients_per_round: int | None,
+    local_epochs: int,
+    batch_size: int,
+    buffer_policy: str,
+    loss: nn.Module | None,
+) -> None:
+    """Checks the arguments of a `FederatedModule`.
+
+    Raises:
+        ValueError: If one is out of its range.
+        TypeError: If `loss` has no `reduction` attribute.
+    """
+    for name, value in (("local_epochs", local_epochs), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1.")
+    if num_classes < 2:
+        raise ValueError(f"num_classes={num_classes} must be at least 2.")
+    if not 0 < participation <= 1:
+        raise ValueError(f"participation={participation} must lie in (0, 1].")
+    if clients_per_round is not None and clients_per_round < 1:
+        raise ValueError(f"clients_per_round={clients_per_round} must be at least 1.")
+    if buffer_policy not in ("aggregate", "local"):
+        raise ValueError(f"buffer_policy={buffer_policy!r} must be 'aggregate' or 'local'.")
+    if loss is not None and not hasattr(loss, "reduction"):
+        raise TypeError(f"loss={type(loss).__name__} has no `reduction` attribute; pass a loss that follows torch.nn.")
+
+
+def check_trainer(trainer: Trainer) -> None:
+    """Checks the flags of a Trainer.
+
+    Raises:
+        MisconfigurationException: If it shards models, accumulates gradients or scales losses.
+    """
+    if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        raise MisconfigurationException(
+            f"FederatedModule shares clients out by itself; {type(trainer.strategy).__name__} would cut up the models "
+            "instead. Use a single device or strategy='ddp'."
+        )
+    if trainer.accumulate_grad_batches != 1:
+        raise MisconfigurationException(
+            f"accumulate_grad_batches={trainer.accumulate_grad_batches} would average rounds; raise participation for "
+            "more clients in a round."
+        )
+    if trainer.precision == "16-mixed":
+        raise MisconfigurationException(
+            "precision='16-mixed' scales one loss, but each client has its own; use 'bf16-mixed' or '32-true'."
+        )

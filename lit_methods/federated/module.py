@@ -1,0 +1,353 @@
+"""Federated learning of many clients in one Trainer: a batch is a round, and the server is the optimizer."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from lit_methods.federated.automatic import AutomaticBackend
+from lit_methods.federated.checks import check_arguments, check_trainer
+from lit_methods.federated.clients import Federation
+from lit_methods.federated.clock import NetworkModel, Work
+from lit_methods.federated.co_distillation import SpectralCoDistillation
+from lit_methods.federated.cohort import Cohort, LocalTraining, Update, named_figures
+from lit_methods.federated.evaluation import EvaluationBatch, FederatedAccuracy
+from lit_methods.federated.layout import ModelLayout
+from lit_methods.federated.local_training import LocalBackend, Models, per_sample
+from lit_methods.federated.state import FederatedState
+from lit_methods.federated.strategies import Strategy
+from lit_methods.logging import log_figure
+
+_CHECKPOINT_KEY = "federated"
+_EVALUATED_AT_ONCE = 32
+
+
+class FederatedModule(LightningModule):
+    """Federated and personalized learning, simulated: each training batch is one communication round.
+
+    A training batch is a `Federation`. The module draws the clients of the round, the strategy trains them, and the
+    weighted mean of their uploads becomes the gradient of a Lightning-managed server optimizer: with SGD at rate 1
+    the step is FedAvg's, with momentum FedAvgM's, with Adam FedAdam's. `global_step` counts rounds.
+
+    Under DDP client `i` lives on rank `i % world_size`, and the gradients' all-reduce is the server's sum.
+
+    Logs for each round `train/loss`, `train/personal_loss`, the bytes and `federated/weight_norm`, `spec/*` of the
+    divergences and `time/*` of both protocols; for each validation and test `generic_acc`, `generic_acc_local`,
+    `personal_acc` and its spread, see `FederatedAccuracy`.
+
+    Args:
+        network: Module that maps inputs `(B, ...)` to logits `(B, num_classes)`.
+        num_classes: Number of classes.
+        strategy: The method; None for spectral co-distillation.
+        participation: Part of the clients that take part in a round, in (0, 1]; at least one does.
+        clients_per_round: Their number, in place of `participation`.
+        local_epochs: Epochs of each local stage.
+        batch_size: Examples in a local batch.
+        optimizer: Makes the local optimizer, anew for each stage; None for SGD at rate 0.05, momentum 0.5. It must
+            treat each value alike, as SGD and Adam do.
+        server_optimizer: Makes the server's; None for SGD at rate 1.
+        loss: Module of `(logits, labels)` with a `reduction` attribute; None for cross-entropy.
+        backend: Who trains the clients; None chooses the loop or the vectorized backend by a short trial.
+        buffer_policy: Whether buffers such as BatchNorm's statistics are averaged with the weights, or stay local (no
+            accuracy of the generic model is reported then).
+        seed: Seed of the draws of clients and of all local randomness.
+        spill_folder: Folder for personal models on disk; None keeps them in memory.
+        transport: Transfer times for the clock.
+        seconds_per_step: Length of a local step for the clock; None takes what was measured.
+
+    Guarantees:
+        - A resumed run equals the uninterrupted one, every personal model included.
+        - The order and the number of processes in which clients are trained change nothing beyond rounding.
+        - Personal models and private parts are in no upload, and in no one's `federated/bytes_up`.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+        TypeError: If `loss` has no `reduction` attribute.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        num_classes: int,
+        strategy: Strategy | None = None,
+        participation: float = 0.2,
+        clients_per_round: int | None = None,
+        local_epochs: int = 5,
+        batch_size: int = 10,
+        optimizer: OptimizerCallable | None = None,
+        server_optimizer: OptimizerCallable | None = None,
+        loss: nn.Module | None = None,
+        backend: LocalBackend | None = None,
+        buffer_policy: Literal["aggregate", "local"] = "aggregate",
+        seed: int = 0,
+        spill_folder: str | Path | None = None,
+        transport: NetworkModel | None = None,
+        seconds_per_step: float | None = None,
+    ) -> None:
+        super().__init__()
+        check_arguments(num_classes, participation, clients_per_round, local_epochs, batch_size, buffer_policy, loss)
+        self.save_hyperparameters(
+            ignore=["network", "strategy", "optimizer", "server_optimizer", "loss", "backend", "transport"]
+        )
+        self.strategy = SpectralCoDistillation() if strategy is None else strategy
+        self.network = self.strategy.wrap(network)
+        self.layout = ModelLayout.of(self.network)
+        self.backend = AutomaticBackend() if backend is None else backend
+        self.loss = nn.CrossEntropyLoss() if loss is None else loss
+        self.num_classes, self.participation, self.clients_per_round = num_classes, participation, clients_per_round
+        self.local_epochs, self.batch_size, self.seed = local_epochs, batch_size, seed
+        self.buffer_policy, self.seconds_per_step = buffer_policy, seconds_per_step
+        self.transport = NetworkModel() if transport is None else transport
+        self.state = FederatedState(spill_folder)
+        self._make_optimizer = optimizer or partial(SGD, lr=0.05, momentum=0.5)
+        self._make_server_optimizer = server_optimizer or partial(SGD, lr=1.0)
+        self._accuracy: FederatedAccuracy | None = None
+        self._evaluated: tuple[list[int], Models] | None = None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits `(B, num_classes)` of the generic model."""
+        return cast(Tensor, self.network(inputs))
+
+    def setup(self, stage: str) -> None:
+        """Refuses trainer flags that rounds have no meaning for.
+
+        Raises:
+            MisconfigurationException: If there are such.
+        """
+        if stage != "fit":
+            return
+        check_trainer(self.trainer)
+
+    def configure_optimizers(self) -> Optimizer:
+        """The server's optimizer over the generic model."""
+        return self._make_server_optimizer([p for p in self.network.parameters() if p.requires_grad])
+
+    def training_step(self, batch: Federation, batch_idx: int) -> Tensor:
+        """One round: returns a loss whose gradient is the received model minus the mean of the uploads."""
+        counts = self.state.meet(batch, self.num_classes)
+        drawn = self.state.sample(self.seed, len(batch), self._cohort_size(len(batch)))
+        own = [client for client in drawn if client % self._world() == self.global_rank]
+        cohort = self._cohort(batch, own, counts)
+        update = self.strategy.round(cohort)
+        if update.personal is not None and self.strategy.keeps_personal:
+            self.state.keep(own, update.personal)
+        delta = self._server_delta(cohort, update, counts, drawn)
+        self._log_round(cohort, update, drawn)
+        self.state.round_number += 1
+        weights = self.layout.read(self.network, detach=False)
+        pull = (weights * delta).sum()
+        return pull.detach() - pull + delta.square().sum() / 2
+
+    def _cohort_size(self, clients: int) -> int:
+        if self.clients_per_round is None:
+            return max(1, int(self.participation * clients))
+        if self.clients_per_round > clients:
+            raise ValueError(
+                f"clients_per_round={self.clients_per_round} is more than the {clients} clients there are."
+            )
+        return self.clients_per_round
+
+    def _world(self) -> int:
+        return self.trainer.world_size
+
+    def _cohort(self, federation: Federation, clients: list[int], counts: Tensor) -> Cohort:
+        shared = self.layout.mask(self.strategy.shared(self.layout)).to(self.device)
+        training = LocalTraining(
+            network=self.network,
+            layout=self.layout,
+            shared=shared,
+            backend=self.backend,
+            seed=self.seed,
+            epochs=self.local_epochs,
+            batch_size=self.batch_size,
+            optimizer=self._make_optimizer,
+            per_sample_loss=per_sample(self.loss),
+        )
+        server = Models(
+            self.layout.read(self.network).unsqueeze(0), self.layout.read_buffers(self.network).unsqueeze(0)
+        )
+        received = Models(*(rows.expand(len(clients), -1).clone() for rows in server))
+        personal = received
+        if clients and self.strategy.keeps_personal:
+            personal = self.state.personal_models(clients, server)
+        if clients and self.buffer_policy == "local":
+            received = received._replace(buffers=self.state.buffers.rows(clients, server.buffers[0]))
+        return Cohort(
+            training,
+            clients,
+            [federation[client] for client in clients],
+            self.state.round_number,
+            received,
+            personal,
+            counts[clients].to(self.device),
+        )
+
+    def _server_delta(self, cohort: Cohort, update: Update, counts: Tensor, drawn: list[int]) -> Tensor:
+        """This rank's part of the mean upload minus the server's model, times the number of ranks."""
+        weights = self.layout.read(self.network)
+        if update.uploads is None or not self.strategy.shared(self.layout):
+            return torch.zeros_like(weights)
+        sizes = counts.sum(dim=1).to(torch.float64)
+        shares = (sizes[cohort.clients] / sizes[drawn].sum()).to(weights)
+        with torch.autocast(weights.device.type, enabled=False):
+            delta = shares @ (update.uploads.weights - weights)
+            mean_buffers = shares.to(update.uploads.buffers) @ update.uploads.buffers
+        if self.buffer_policy == "local":
+            for client, buffers in zip(cohort.clients, update.uploads.buffers, strict=True):
+                self.state.buffers[client] = buffers
+        elif self.layout.buffer_size:
+            self.layout.write_buffers(self.network, self._sum_over_ranks(mean_buffers))
+        return delta * cohort.shared * self._world()
+
+    def _log_round(self, cohort: Cohort, update: Update, drawn: list[int]) -> None:
+        payload = self._payload_bytes(cohort) if update.uploads is not None else 0
+        values = {name: float(value) for name, value in named_figures(cohort.figures).items()}
+        parts = self._from_all_ranks((len(cohort.clients), values, self._work(cohort, payload)))
+        figures: dict[str, float] = {}
+        for name in dict.fromkeys(name for _, found, _ in parts for name in found):
+            known = [(count, found[name]) for count, found, _ in parts if name in found]
+            figures[name] = sum(count * value for count, value in known) / sum(count for count, _ in known)
+        sequential, wait_free = self.state.clock.advance(
+            [work for _, _, works in parts for work in works], self.transport.aggregation_seconds
+        )
+        figures |= {
+            "federated/bytes_up": float(payload * len(drawn)),
+            "federated/bytes_down": float(payload * len(drawn)),
+            "federated/weight_norm": float(self.layout.read(self.network).norm()),
+            "time/sequential": sequential,
+            "time/wait_free": wait_free,
+            "time/speedup": sequential / wait_free if wait_free else 1.0,
+        }
+        for name, figure in figures.items():
+            self.log(name, figure, on_step=True, on_epoch=False, prog_bar=name == "train/loss", batch_size=1)
+
+    def _payload_bytes(self, cohort: Cohort) -> int:
+        values = int(cohort.shared.sum()) * cohort.received.weights.element_size()
+        return values + (4 * self.layout.buffer_size if self.buffer_policy == "aggregate" else 0)
+
+    def _work(self, cohort: Cohort, payload: int) -> list[Work]:
+        work = []
+        for k, client in enumerate(cohort.clients):
+            stage = {
+                name: cohort.seconds[name][k]
+                if self.seconds_per_step is None
+                else cohort.steps[name][k] * self.seconds_per_step
+                for name in cohort.seconds
+            }
+            personal = stage.pop("personal", 0.0)
+            up, down = self.transport.transfer(client, self.state.round_number, payload) if payload else (0.0, 0.0)
+            work.append(Work(client, sum(stage.values()), personal, up, down))
+        return work
+
+    def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
+        """Counts the correct answers of the generic model and of this rank's personal ones."""
+        self._count(batch)
+
+    def test_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
+        """See `validation_step`."""
+        self._count(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the accuracies."""
+        self._log_accuracy("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the accuracies."""
+        self._log_accuracy("test")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Class probabilities `(B, num_classes)` by the generic model, with or without labels beside the inputs."""
+        inputs = batch if isinstance(batch, Tensor) else batch[0]
+        return cast(Tensor, self(inputs)).softmax(dim=-1)
+
+    def personal_network(self, client: int) -> nn.Module:
+        """A copy of the network with a client's personal model, in evaluation mode.
+
+        Raises:
+            ValueError: If the client has none: it has not taken part, or the method keeps none.
+        """
+        if client not in self.state.personal:
+            raise ValueError(f"Client {client} has no personal model; these have one: {list(self.state.personal)}.")
+        return self.layout.build(self.network, self.state.personal[client].to(self.device)).eval()
+
+    def on_train_epoch_end(self) -> None:
+        """Draws the partition once, after the first round."""
+        counts = self.state.class_counts
+        if counts is not None and self.trainer.current_epoch == 0 and self.trainer.logger is not None:
+            from lit_methods.federated.figures import partition_figure
+
+            if self.trainer.is_global_zero and not cast(Any, self.trainer).fast_dev_run:
+                log_figure(self.trainer, "federated/partition", partition_figure(counts))
+
+    def _reports_generic(self) -> bool:
+        return self.strategy.has_generic and (self.buffer_policy == "aggregate" or not self.layout.buffer_size)
+
+    def _count(self, batch: EvaluationBatch) -> None:
+        inputs, labels, members, federation = batch
+        if self._accuracy is None:
+            counts = self.state.meet(federation, self.num_classes)
+            self._accuracy = FederatedAccuracy(counts, self.device)
+            own = list(range(self.global_rank, len(federation), self._world()))
+            cohort = self._cohort(federation, own, counts)
+            personal = self.strategy.personalize(cohort)
+            self._evaluated = None if personal is None else (own, personal)
+        self._accuracy.add_batch(labels, members)
+        if self._reports_generic():
+            self._accuracy.add_generic(self(inputs).argmax(dim=-1) == labels, labels, members)
+        if self._evaluated is None:
+            return
+        clients = torch.tensor(self._evaluated[0], device=self.device)
+        for part in torch.split(torch.arange(len(clients), device=self.device), _EVALUATED_AT_ONCE):
+            models = self._evaluated[1].rows(part)
+            logits = self.backend.predict(self.network, self.layout, models, inputs, self.strategy.personal_forward)
+            self._accuracy.add_personal(logits.argmax(dim=-1) == labels, labels, members, clients[part])
+
+    def _log_accuracy(self, stage: str) -> None:
+        if self._accuracy is None:
+            return
+        figures = self._accuracy.generic_figures() if self._reports_generic() else {}
+        if self._evaluated is not None:
+            self._accuracy.personal = self._sum_over_ranks(self._accuracy.personal)
+            self._accuracy.personal_drawn = self._sum_over_ranks(self._accuracy.personal_drawn)
+            figures |= self._accuracy.personal_figures()
+        bar = {"generic_acc", "personal_acc"}
+        for name, value in figures.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name in bar, sync_dist=True)
+        self._accuracy = self._evaluated = None
+
+    def _from_all_ranks(self, thing: Any) -> list[Any]:
+        if self._world() == 1:
+            return [thing]
+        parts: list[Any] = [None] * self._world()
+        dist.all_gather_object(parts, thing)
+        return parts
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        if self._world() > 1:
+            dist.all_reduce(values)
+        return values
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the round, the personal models of all ranks, and the clock."""
+        state = self.state.state_dict()
+        for name in ("personal", "buffers"):
+            parts = [part for part in self._from_all_ranks(state[name]) if part]
+            state[name] = {key: torch.cat([part[key] for part in parts]) for key in ("clients", "vectors") if parts}
+        checkpoint[_CHECKPOINT_KEY] = state | {"backend": self.backend.state_dict()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores what `on_save_checkpoint` added.
+
+        Raises:
+            ValueError: If the checkpoint is of another module.
+        """
+        if _CHECKPOINT_KEY not in checkpoint:
+            raise ValueError("The checkpoint holds no federated state: it was not saved by a FederatedModule.")
+        self.state.load_state_dict(checkpoint[_CHECKPOINT_KEY])
+        self.backend.load_state_dict(checkpoint[_CHECKPOINT_KEY]["backend"])

@@ -1,0 +1,94 @@
+"""What a federated run carries from round to round."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_methods.federated.clients import ClientStore, Federation, class_counts, stream_seed
+from lit_methods.federated.clock import ProtocolClock
+from lit_methods.federated.local_training import Models
+
+
+class FederatedState:
+    """Round number, personal models, and the clock; and which federation they belong to.
+
+    Args:
+        spill_folder: Folder for the personal models; None keeps them in memory.
+
+    Attributes:
+        round_number: Rounds that are done.
+        personal: Each client's personal model, weights and buffers in one vector.
+        buffers: Each client's buffers of the generic model, where these stay local.
+        clock: Both schedules.
+        class_counts: Training examples of each class of each client, `(K, C)`; None before the first round.
+    """
+
+    def __init__(self, spill_folder: str | Path | None = None) -> None:
+        self.round_number = 0
+        self.personal = ClientStore(spill_folder)
+        self.buffers = ClientStore()
+        self.clock = ProtocolClock()
+        self.class_counts: Tensor | None = None
+        self._fingerprint: str | None = None
+
+    def meet(self, federation: Federation, num_classes: int) -> Tensor:
+        """Returns the class counts of a federation, and refuses another one than the run began with.
+
+        Raises:
+            ValueError: If personal models belong to other partitions, or the federation is empty or does not fit.
+        """
+        if self._fingerprint not in (None, federation.fingerprint):
+            raise ValueError(
+                f"This run began with the clients {self._fingerprint}, but the data now are {federation.fingerprint}: "
+                "their personal models would belong to others. Resume with the same data set, partition, number of "
+                "clients and seed."
+            )
+        if self.class_counts is None:
+            if not len(federation):
+                raise ValueError("The federation has no clients; pass num_clients of at least 1.")
+            self.class_counts = class_counts(federation, num_classes)
+            self._fingerprint = federation.fingerprint
+        return self.class_counts
+
+    def sample(self, seed: int, clients: int, size: int) -> list[int]:
+        """Clients of this round, ascending: drawn without replacement from the seed and the round alone."""
+        generator = torch.Generator().manual_seed(stream_seed(seed, self.round_number, "cohort"))
+        return sorted(torch.randperm(clients, generator=generator)[:size].tolist())
+
+    def personal_models(self, clients: Sequence[int], received: Models) -> Models:
+        """Personal models of some clients; what they received where they have none.
+
+        Args:
+            clients: The clients.
+            received: One model, `(1, D)`.
+        """
+        size = received.weights.shape[1]
+        rows = self.personal.rows(clients, torch.cat([received.weights[0], received.buffers[0]]))
+        return Models(rows[:, :size], rows[:, size:])
+
+    def keep(self, clients: Sequence[int], models: Models) -> None:
+        """Stores personal models."""
+        for client, weights, buffers in zip(clients, models.weights, models.buffers, strict=True):
+            self.personal[client] = torch.cat([weights, buffers])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything as tensors and plain containers."""
+        return {
+            "round": self.round_number,
+            "personal": self.personal.state_dict(),
+            "buffers": self.buffers.state_dict(),
+            "clock": self.clock.state_dict(),
+            "fingerprint": self._fingerprint,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what `state_dict` returned."""
+        self.round_number = int(state["round"])
+        self.personal.load_state_dict(state["personal"])
+        self.buffers.load_state_dict(state["buffers"])
+        self.clock.load_state_dict(state["clock"])
+        self._fingerprint = state["fingerprint"]
+        self.class_counts = None
