@@ -279,7 +279,11 @@ ENTRIES: tuple[Entry, ...] = (
             "relevance": FrozenRelevance(tiny_discriminator(), prior=0.5),
             "transformation": Transformation(num_inference_steps=2),
         },
-        skips={"resumes_mid_epoch": _NONE_OF_OURS, "ddp_equal": "it has no part in training"},
+        skips={
+            "resumes_mid_epoch": _NONE_OF_OURS,
+            "ddp_equal": "it has no part in training",
+            "predicts": "the battery predicts with other weights into one folder, which it refuses; see tests/callbacks",
+        },
     ),
 )
 
