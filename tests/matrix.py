@@ -282,7 +282,7 @@ ENTRIES: tuple[Entry, ...] = (
         skips={
             "resumes_mid_epoch": _NONE_OF_OURS,
             "ddp_equal": "it has no part in training",
-            "predicts": "the battery predicts with other weights into one folder, which it refuses; see tests/callbacks",
+            "predicts": "the battery predicts by other weights into one folder, which it refuses; see its tests",
         },
     ),
 )
