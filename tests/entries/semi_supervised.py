@@ -140,7 +140,11 @@ ENTRIES = (
             "relevance": FrozenRelevance(tiny_discriminator(), prior=0.5),
             "transformation": Transformation(num_inference_steps=2),
         },
-        skips={"resumes_mid_epoch": NONE_OF_OURS, "ddp_equal": "it has no part in training"},
+        skips={
+            "resumes_mid_epoch": NONE_OF_OURS,
+            "ddp_equal": "it has no part in training",
+            "predicts": "the battery predicts by other weights into one folder, which it refuses; see its tests",
+        },
     ),
 )
 
