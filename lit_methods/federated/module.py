@@ -191,7 +191,7 @@ class FederatedModule(LightningModule):
     def _server_delta(self, cohort: Cohort, update: Update, counts: Tensor, drawn: list[int]) -> Tensor:
         """This rank's part of the mean upload minus the server's model, times the number of ranks."""
         weights = self.layout.read(self.network)
-        if update.uploads is None or not self.strategy.shared(self.layout):
+        if update.uploads is None:
             return torch.zeros_like(weights)
         sizes = counts.sum(dim=1).to(torch.float64)
         shares = (sizes[cohort.clients] / sizes[drawn].sum()).to(weights)
