@@ -168,3 +168,12 @@ def named_figures(figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             named["train/loss" if "train/loss" not in named else f"train/{stage}_loss"] = value
     return named
+
+
+def merged_figures(parts: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+    """Means over all clients of figures that several ranks have, each with its number of clients."""
+    merged: dict[str, float] = {}
+    for name in dict.fromkeys(name for _, figures in parts for name in figures):
+        known = [(count, figures[name]) for count, figures in parts if name in figures]
+        merged[name] = sum(count * value for count, value in known) / sum(count for count, _ in known)
+    return merged

@@ -31,5 +31,5 @@ def partition_figure(class_counts: Tensor) -> "Figure":
     axes.set(xlabel="training examples", ylabel="client", title=f"{len(class_counts)} clients, colours are classes")
     axes.invert_yaxis()
     if counts.shape[1] <= 20:
-        axes.legend(ncols=10, fontsize="small")
+        axes.legend(ncols=1, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     return figure

@@ -16,7 +16,7 @@ from lit_methods.federated.checks import check_arguments, check_trainer
 from lit_methods.federated.clients import Federation
 from lit_methods.federated.clock import NetworkModel, Work
 from lit_methods.federated.co_distillation import SpectralCoDistillation
-from lit_methods.federated.cohort import Cohort, LocalTraining, Update, named_figures
+from lit_methods.federated.cohort import Cohort, LocalTraining, Update, merged_figures, named_figures
 from lit_methods.federated.evaluation import EvaluationBatch, FederatedAccuracy
 from lit_methods.federated.layout import ModelLayout
 from lit_methods.federated.local_training import LocalBackend, Models, per_sample
@@ -191,7 +191,7 @@ class FederatedModule(LightningModule):
     def _server_delta(self, cohort: Cohort, update: Update, counts: Tensor, drawn: list[int]) -> Tensor:
         """This rank's part of the mean upload minus the server's model, times the number of ranks."""
         weights = self.layout.read(self.network)
-        if update.uploads is None or not self.strategy.shared(self.layout):
+        if update.uploads is None:
             return torch.zeros_like(weights)
         sizes = counts.sum(dim=1).to(torch.float64)
         shares = (sizes[cohort.clients] / sizes[drawn].sum()).to(weights)
@@ -209,10 +209,7 @@ class FederatedModule(LightningModule):
         payload = self._payload_bytes(cohort) if update.uploads is not None else 0
         values = {name: float(value) for name, value in named_figures(cohort.figures).items()}
         parts = self._from_all_ranks((len(cohort.clients), values, self._work(cohort, payload)))
-        figures: dict[str, float] = {}
-        for name in dict.fromkeys(name for _, found, _ in parts for name in found):
-            known = [(count, found[name]) for count, found, _ in parts if name in found]
-            figures[name] = sum(count * value for count, value in known) / sum(count for count, _ in known)
+        figures = merged_figures([(count, found) for count, found, _ in parts])
         sequential, wait_free = self.state.clock.advance(
             [work for _, _, works in parts for work in works], self.transport.aggregation_seconds
         )
