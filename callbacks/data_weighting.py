@@ -175,7 +175,7 @@ class DataWeighting(Callback):
             return
         if not reduction.used:
             self._run.drop_pending(batch)
-            if outputs is not None and outputs.get("loss", outputs) is not None:  # None: the step was left out
+            if outputs or (outputs is not None and not pl_module.automatic_optimization):  # else it returned None
                 raise MisconfigurationException(
                     f"training_step of {type(pl_module).__name__} did not ask for the weights. Return"
                     " weighted_mean(self, losses) there, or name the loss module that it calls by criterion=."
