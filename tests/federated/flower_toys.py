@@ -15,7 +15,7 @@ from lightning.pytorch import LightningDataModule
 from torch import nn
 
 from lit_methods.backbones import MLP
-from lit_methods.federated import LoopBackend, Strategy
+from lit_methods.federated import LoopBackend, SpectralCoDistillation, Strategy
 from lit_methods.federated.module import FederatedModule
 from tests.federated.toys import CLASSES, FEATURES, Evaluation, Rounds, ToyFederation, federation, module
 
@@ -60,15 +60,18 @@ class Toy:
         return self.module(), ToyData(clients)
 
 
+SPECTRAL = Toy(SpectralCoDistillation, (("generic_weight", 2.0), ("personal_weight", 3.0)))
+
+
 class MemoryGrid:
     """Passes messages to a client app, and answers in any order; each node keeps its context, as bytes."""
 
-    def __init__(self, app: ClientApp, nodes: int, partitions: int | None = None) -> None:
+    def __init__(self, app: ClientApp, nodes: int, partitions: int | None = None, **run_config: Any) -> None:
         TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 0  # Flower's runtime numbers its processes
         self.app, self.log = app, []
         self.contexts = {
             1000 + 7 * i: Context(
-                0, 1000 + 7 * i, {"partition-id": i, "num-partitions": partitions or nodes}, RecordDict(), {}
+                0, 1000 + 7 * i, {"partition-id": i, "num-partitions": partitions or nodes}, RecordDict(), run_config
             )
             for i in range(nodes)
         }

@@ -92,9 +92,9 @@ class _Node:
         if update.uploads is not None:
             content["generic"] = pack(update.uploads, cohort.shared, self.module.buffer_policy == "aggregate")
             if self.module.buffer_policy == "local":
-                self.context.state["buffers"] = record(update.uploads.buffers)
+                self.context.state["buffers"] = record(update.uploads.buffers[0])
         if update.personal is not None and self.module.strategy.keeps_personal:
-            self.context.state["personal"] = record(torch.cat(update.personal, dim=1))
+            self.context.state["personal"] = record(torch.cat([part[0] for part in update.personal]))
         return Message(content, reply_to=message)
 
     def evaluate(self, message: Message) -> Message:
@@ -118,7 +118,7 @@ class _Node:
         module.state.round_number = int(received["round"]["number"])
         for name, store in (("personal", module.state.personal), ("buffers", module.state.buffers)):
             if name in stored:
-                store[self.client] = torch.from_numpy(stored[name]["values"].numpy())[0]
+                store[self.client] = torch.from_numpy(stored[name]["values"].numpy())
         counts = torch.zeros(self.client + 1, module.num_classes, dtype=torch.int64)
         counts[self.client] = self._class_counts()
         return module._cohort(self.built.federation, [self.client], counts)

@@ -19,6 +19,7 @@ def server_models(module: FederatedModule) -> tuple[Models, Tensor]:
 
 
 def write_models(module: FederatedModule, models: Models) -> None:
+    """Copies a model `(1, D)` into the module."""
     with torch.no_grad():
         for name, values in module.layout.views(models.weights[0]).items():
             module.network.get_parameter(name).copy_(values)
@@ -52,6 +53,7 @@ def unpack(record: ArrayRecord, model: Models, shared: Tensor) -> Models:
 
 
 def record(values: Tensor) -> ArrayRecord:
+    """A vector, to be kept in a node's state."""
     return ArrayRecord({"values": Array(values.cpu().numpy())})
 
 
@@ -65,6 +67,7 @@ def report(cohort: Cohort) -> MetricRecord:
 
 
 def merge_reports(cohort: Cohort, reports: Sequence[MetricRecord]) -> None:
+    """Writes what each client reported into a cohort of them: means of figures, seconds and steps one by one."""
     for key in reports[0]:
         kind, name = key.split(":")
         values = [report[key] for report in reports]
