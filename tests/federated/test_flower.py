@@ -169,10 +169,17 @@ def test_another_number_of_nodes_than_clients_is_refused(nodes: int) -> None:
     )
 
 
-def test_two_nodes_with_one_partition_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("partition", "message"),
+    [
+        (0, "Two nodes have the partition-id 0; each needs its own, 0 to 3"),
+        (4, "A node has the partition-id 4, but there are 4 partitions"),
+    ],
+)
+def test_partition_ids_that_do_not_match_are_refused(partition: int, message: str) -> None:
     grid = MemoryGrid(client_app(SPECTRAL), 4)
-    grid.contexts[1021].node_config["partition-id"] = 0
-    _refused("Two nodes have the partition-id 0; each needs its own, 0 to 3", grid=grid)
+    grid.contexts[1021].node_config["partition-id"] = partition
+    _refused(message, grid=grid)
 
 
 def test_a_node_without_partition_id_is_refused() -> None:

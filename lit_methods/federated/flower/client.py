@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import cached_property, lru_cache
+from typing import cast
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -76,13 +77,16 @@ class _Node:
 
     def describe(self, message: Message) -> Message:
         """Says which client this is, and how often each class occurs in its data."""
-        answer = {
-            "partition-id": self.client,
-            "num-partitions": self.partitions,
-            "fingerprint": self.built.federation.fingerprint,
-            "class-counts": self._class_counts().tolist() if self.client < len(self.built.federation) else [],
-        }
-        return Message(RecordDict({"node": ConfigRecord(answer)}), reply_to=message)
+        known = self.client in range(len(self.built.federation))
+        answer = ConfigRecord(
+            {
+                "partition-id": self.client,
+                "num-partitions": self.partitions,
+                "fingerprint": self.built.federation.fingerprint,
+                "class-counts": self._class_counts().tolist() if known else [],
+            }
+        )
+        return Message(RecordDict({"node": answer}), reply_to=message)
 
     def train(self, message: Message) -> Message:
         """Trains, keeps what is personal, and sends the shared part of the upload."""
@@ -112,13 +116,13 @@ class _Node:
     def _cohort(self, received: RecordDict) -> Cohort:
         module, stored = self.module, self.context.state
         server, shared = server_models(module)
-        server = unpack(received["generic"], server, shared)
+        server = unpack(received.array_records["generic"], server, shared)
         write_models(module, server)
         module.state = FederatedState()
-        module.state.round_number = int(received["round"]["number"])
+        module.state.round_number = cast(int, received.config_records["round"]["number"])
         for name, store in (("personal", module.state.personal), ("buffers", module.state.buffers)):
-            if name in stored:
-                store[self.client] = torch.from_numpy(stored[name]["values"].numpy())
+            if name in stored.array_records:
+                store[self.client] = torch.from_numpy(stored.array_records[name]["values"].numpy())
         counts = torch.zeros(self.client + 1, module.num_classes, dtype=torch.int64)
         counts[self.client] = self._class_counts()
         return module._cohort(self.built.federation, [self.client], counts)

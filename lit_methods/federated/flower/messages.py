@@ -1,6 +1,7 @@
 """What server and nodes send each other: the shared part of a generic model, and figures."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -59,11 +60,10 @@ def record(values: Tensor) -> ArrayRecord:
 
 def report(cohort: Cohort) -> MetricRecord:
     """Figures, seconds and steps of the stages of one client."""
-    return MetricRecord(
-        {f"figures:{name}": float(value) for name, value in cohort.figures.items()}
-        | {f"seconds:{name}": values[0] for name, values in cohort.seconds.items()}
-        | {f"steps:{name}": values[0] for name, values in cohort.steps.items()}
-    )
+    values: dict[str, Any] = {f"figures:{name}": float(value) for name, value in cohort.figures.items()}
+    for kind, stages in (("seconds", cohort.seconds), ("steps", cohort.steps)):
+        values |= {f"{kind}:{name}": of_clients[0] for name, of_clients in stages.items()}
+    return MetricRecord(values)
 
 
 def merge_reports(cohort: Cohort, reports: Sequence[MetricRecord]) -> None:

@@ -1,7 +1,8 @@
 """A Flower federation as the server sees it: one node for each client."""
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from flwr.app import Message, RecordDict
@@ -58,9 +59,9 @@ class Nodes:
         while len(clients) < len(federation):
             new = set(grid.get_node_ids()) - seen
             for node, reply in self._send("query", new, RecordDict()).items():
-                found = reply["node"]
-                client = int(found["partition-id"])
-                self._check(client, int(found["num-partitions"]), str(found["fingerprint"]), federation)
+                found: Mapping[str, Any] = reply.config_records["node"]
+                client = found["partition-id"]
+                self._check(client, found["num-partitions"], found["fingerprint"], federation)
                 self._ids[client], clients[client] = node, RemoteClient(found["class-counts"])
             if not new and time.monotonic() > deadline:
                 raise RuntimeError(f"{len(clients)} of {len(federation)} nodes have connected within {timeout} s.")
@@ -75,6 +76,8 @@ class Nodes:
                 f"{len(federation)} clients; start one node for each, in a simulation by "
                 f"--federation-config num-supernodes={len(federation)}."
             )
+        if client not in range(partitions):
+            raise ValueError(f"A node has the partition-id {client}, but there are {partitions} partitions.")
         if client in self._ids:
             raise ValueError(f"Two nodes have the partition-id {client}; each needs its own, 0 to {partitions - 1}.")
         if fingerprint != federation.fingerprint:

@@ -125,10 +125,13 @@ class _OnNodes(Strategy):
         """Lets the nodes train, and takes over what they report."""
         content = broadcast(cohort.received, cohort.shared, self.sends_buffers, cohort.round_number)
         replies = self.nodes.ask("train", cohort.clients, content)
-        merge_reports(cohort, [reply["report"] for reply in replies])
+        merge_reports(cohort, [reply.metric_records["report"] for reply in replies])
         if any("generic" not in reply for reply in replies):
             return Update()
-        models = [unpack(reply["generic"], cohort.received.rows(slice(0, 1)), cohort.shared) for reply in replies]
+        models = [
+            unpack(reply.array_records["generic"], cohort.received.rows(slice(0, 1)), cohort.shared)
+            for reply in replies
+        ]
         return Update(Models(*map(torch.cat, zip(*models, strict=True))))
 
 
@@ -147,7 +150,10 @@ class _PersonalAccuracy(Callback):
         content = broadcast(server, shared, module.buffer_policy == "aggregate", module.state.round_number)
         replies = self.nodes.ask("evaluate", range(len(counts)), content)
         if all("accuracy" in reply for reply in replies):
-            local, drawn = (torch.tensor([reply["accuracy"][name] for reply in replies]) for name in ("local", "drawn"))
+            local, drawn = (
+                torch.tensor([reply.metric_records["accuracy"][name] for reply in replies])
+                for name in ("local", "drawn")
+            )
             for name, value in personal_spread(local, drawn, counts.sum(dim=1)).items():
                 module.log(f"val/{name}", value, prog_bar=name == "personal_acc")
 
