@@ -65,19 +65,19 @@ def alone(toy: Toy, rounds: int = 4) -> tuple[FederatedModule, Any]:
 
 
 @pytest.mark.parametrize("toy", TOYS.values(), ids=TOYS)
-def test_same_weights_and_log_as_in_one_process_bit_for_bit(toy: Toy) -> None:
+def test_same_models_and_log_as_in_one_process(toy: Toy) -> None:
+    """Bit for bit, but for spectra: one process transforms all teachers of a round at once."""
     module, grid, log = run(toy)
     expected, expected_log = alone(toy)
-    torch.testing.assert_close(module.network.state_dict(), expected.network.state_dict(), rtol=0, atol=0)
+    apart = 1e-12 if toy.strategy is SpectralCoDistillation else 0.0
+    torch.testing.assert_close(module.network.state_dict(), expected.network.state_dict(), rtol=0, atol=apart)
     kept = {client: personal_of(grid.state(client)) for client in range(len(toy.sizes))}
     kept = {client: values for client, values in kept.items() if values is not None}
     personal = {client: expected.state.personal[client] for client in expected.state.personal}
-    torch.testing.assert_close(kept, personal, rtol=0, atol=0)
-    measured = {"time/sequential", "time/wait_free", "time/speedup"}
-    assert log.keys() == expected_log.keys()
+    torch.testing.assert_close(kept, personal, rtol=0, atol=apart)
+    assert {"time/wait_free", "train/loss"} <= log.keys()
     assert {"val/personal_acc", "val/generic_acc"} & log.keys()
     torch.testing.assert_close(log, expected_log, rtol=1e-6, atol=1e-7)
-    assert measured <= log.keys()
 
 
 def test_a_second_visit_goes_on_from_the_first() -> None:
