@@ -1,10 +1,11 @@
-"""Seconds of a round by Flower's simulation: the side of `benchmarks/federated.py` that needs a runtime of its own.
+"""Seconds of a round by Flower's simulation, beside those of the backends in one process.
 
-`python -m benchmarks._flower NETWORK CLIENTS EPOCHS PARTICIPATION ROUNDS`, such as `MLP 20 1 1.0 4`
+`python -m benchmarks._flower [--quick] [--json FILE]`
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import subprocess
@@ -18,7 +19,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
-from lit_methods.federated import FederatedModule, LoopBackend, SpectralCoDistillation
+from benchmarks._harness import medians, run, table
+from lit_methods.federated import FederatedModule, LoopBackend, SpectralCoDistillation, VectorizedBackend
 
 _QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
 
@@ -114,17 +116,15 @@ class _Watch(Callback):
         self.seconds.append(time.perf_counter() - self.start)
 
 
-def main() -> None:
-    """Runs one job, and prints its seconds."""
+def simulate(network: str, clients: str, epochs: str, participation: str, rounds: str) -> None:
+    """Runs one job in this process, and prints its seconds."""
     from flwr.app import Context
     from flwr.serverapp import Grid, ServerApp
     from flwr.simulation import run_simulation
 
-    from lit_methods.federated.flower import client_app, fit_on_flower
-
-    network, clients, epochs, participation, rounds = sys.argv[1:]
-    # by its name here, as `__main__` is another module in Ray's processes
+    # by this name, as `__main__` is another module in Ray's processes
     from benchmarks._flower import Job
+    from lit_methods.federated.flower import client_app, fit_on_flower
 
     job, watch = Job(network, int(clients), int(epochs), float(participation)), _Watch()
 
@@ -143,5 +143,32 @@ def main() -> None:
     print(f"seconds {statistics.median(watch.seconds[1:])}")
 
 
+def flower(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Wall time of a round of two stages without terms: one process by the loop and vectorized, and Flower."""
+    from benchmarks.federated import Client, engine_round, networks
+
+    rows: list[dict[str, Any]] = []
+    epochs, rounds = (1, 3) if quick else (5, 6)
+    cases = itertools.product(("MLP",) if quick else ("MLP", "CNN"), ((20, 1.0),) if quick else ((20, 1.0), (100, 0.1)))
+    for name, (count, participation) in cases:
+        network, shape = networks()[name]
+        clients = [Client(20 + 2 * (i % 10), shape) for i in range(int(participation * count))]
+        sides = {
+            side: engine_round(SpectralCoDistillation(0.0, 0.0), backend, network, clients, epochs)
+            for side, backend in (("loop", LoopBackend()), ("vectorized", VectorizedBackend()))
+        }
+        # before and after, because Flower's rounds cannot be interleaved with the others
+        before, seconds = medians(sides, 3), flower_seconds_per_round(name, count, epochs, participation, rounds)
+        after = medians(sides, 3)
+        row: dict[str, Any] = {"network": name, "clients": count, "participation": participation}
+        row |= {side: (before[side] + after[side]) / 2 for side in sides}
+        rows.append(row | {"flower": "" if seconds is None else seconds})
+    table("seconds of a round", list(rows[0]), [list(row.values()) for row in rows])
+    return {}, rows
+
+
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) == 6:
+        simulate(*sys.argv[1:])
+    else:
+        run(__doc__ or "", flower)
