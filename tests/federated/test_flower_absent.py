@@ -7,8 +7,9 @@ import pytest
 
 
 def test_the_extra_is_named_where_flower_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("lit_methods.federated.flower")]:
-        monkeypatch.delitem(sys.modules, name)
+    for name in list(sys.modules):
+        if name.startswith(("lit_methods.federated.flower", "flwr.")):
+            monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "flwr", None)
     with pytest.raises(ModuleNotFoundError, match=r'needs Flower: pip install "lit-methods\[flower\]"'):
         import lit_methods.federated.flower  # noqa: F401
