@@ -74,18 +74,9 @@ class FederatedAccuracy:
         }
 
     def personal_figures(self) -> dict[str, float]:
-        """Mean, weighted mean, standard deviation and worst tenth of the personal models' local accuracies."""
+        """See `personal_spread`."""
         local = self._local(self.personal)
-        known = local[~local.isnan()]
-        worst = known.sort().values[: max(1, math.ceil(len(known) / 10))]
-        size = self.class_counts.sum(dim=1)
-        return {
-            "personal_acc": _mean(known),
-            "personal_acc_weighted": _mean(local, size),
-            "personal_acc_std": float(known.std(correction=0)) if len(known) else math.nan,
-            "personal_acc_worst_tenth": _mean(worst),
-            "personal_acc_drawn": _mean(self.personal_drawn / self.drawn),
-        }
+        return personal_spread(local, self.personal_drawn / self.drawn, self.class_counts.sum(dim=1))
 
     def local_accuracies(self) -> Tensor:
         """Each personal model's expected accuracy on its client's distribution, `(K,)`."""
@@ -96,6 +87,25 @@ class FederatedAccuracy:
         frequency = self.class_counts * tested
         accuracy = correct / self.totals.clamp_min(1)
         return (frequency * accuracy).sum(dim=1) / frequency.sum(dim=1)
+
+
+def personal_spread(local: Tensor, drawn: Tensor, sizes: Tensor) -> dict[str, float]:
+    """Mean, weighted mean, standard deviation and worst tenth of the personal models' accuracies.
+
+    Args:
+        local: Accuracies on the clients' distributions `(K,)`.
+        drawn: Accuracies on their drawn local test sets `(K,)`.
+        sizes: Their training examples `(K,)`.
+    """
+    known = local[~local.isnan()]
+    worst = known.sort().values[: max(1, math.ceil(len(known) / 10))]
+    return {
+        "personal_acc": _mean(known),
+        "personal_acc_weighted": _mean(local, sizes),
+        "personal_acc_std": float(known.std(correction=0)) if len(known) else math.nan,
+        "personal_acc_worst_tenth": _mean(worst),
+        "personal_acc_drawn": _mean(drawn),
+    }
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:
