@@ -7,7 +7,7 @@ same numbers.
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -57,9 +57,9 @@ def _steps(length: int, dtype: torch.dtype) -> _Steps:
     return _Steps(
         twiddle,
         twiddle.conj().resolve_conj(),
-        natural=found % long * short + found // long,
+        natural=(found % long * short + found // long).to(torch.int32),
         natural_sign=torch.where(mirrored, -1.0, 1.0).to(dtype),
-        stepped=torch.minimum(frequency, length - frequency),
+        stepped=torch.minimum(frequency, length - frequency).to(torch.int32),
         stepped_sign=torch.where(frequency > length // 2, -1.0, 1.0).to(dtype),
     )
 
@@ -71,12 +71,12 @@ def _in_steps(rows: Tensor, length: int) -> bool:
 def rfft(rows: Tensor, length: int) -> Tensor:
     """`torch.fft.rfft(rows, n=length)` of rows `(K, D)`, `D <= length`: half spectra `(K, length // 2 + 1)`."""
     if not _in_steps(rows, length):
-        return torch.fft.rfft(rows, n=length)
+        return cast(Tensor, torch.fft.rfft(rows, n=length))
     steps, short = _steps(length, rows.dtype), _short(length)
     if rows.shape[1] < length:
         rows = torch.nn.functional.pad(rows, (0, length - rows.shape[1]))
     halves = torch.fft.rfft(rows.reshape(len(rows), length // short, short), dim=1).mul_(steps.twiddle)
-    spectra = torch.fft.fft(halves, dim=2).reshape(len(rows), -1).index_select(1, steps.natural)
+    spectra: Tensor = torch.fft.fft(halves, dim=2).reshape(len(rows), -1).index_select(1, steps.natural)
     torch.view_as_real(spectra)[..., 1].mul_(steps.natural_sign)
     return spectra
 
@@ -84,10 +84,11 @@ def rfft(rows: Tensor, length: int) -> Tensor:
 def irfft(spectra: Tensor, length: int) -> Tensor:
     """`torch.fft.irfft(spectra, n=length, norm="forward")`: the inverse without its factor, rows `(K, length)`."""
     if not _in_steps(spectra, length):
-        return torch.fft.irfft(spectra, n=length, norm="forward")
+        return cast(Tensor, torch.fft.irfft(spectra, n=length, norm="forward"))
     steps, short = _steps(length, spectra.dtype.to_real()), _short(length)
     results = spectra.index_select(1, steps.stepped)
     torch.view_as_real(results)[..., 1].mul_(steps.stepped_sign)
     halves = torch.fft.ifft(results.view(len(spectra), -1, short), dim=2, norm="forward").mul_(steps.twiddle_back)
     long = length // short
-    return torch.fft.irfft(halves, n=long, dim=1, norm="forward").reshape(len(spectra), length)
+    rows: Tensor = torch.fft.irfft(halves, n=long, dim=1, norm="forward")
+    return rows.reshape(len(spectra), length)

@@ -145,13 +145,13 @@ class ModelLayout:
         return torch.split(flat, [math.prod(shape) for shape in self.buffer_shapes]) if self.buffer_shapes else ()
 
 
-def cut(flat: Tensor, segments: Sequence[slice]) -> Sequence[Tensor]:
+def cut(flat: Tensor, segments: Sequence[slice]) -> tuple[Tensor, ...]:
     """Views `(K, size)` of vectors `(K, D)`, one for each of some ascending segments."""
     sizes, last = [], 0
     for segment in segments:
         sizes += [segment.start - last, segment.stop - segment.start]
         last = segment.stop
-    return flat.split([*sizes, flat.shape[1] - last], dim=1)[1:-1:2]
+    return torch.split(flat, [*sizes, flat.shape[1] - last], dim=1)[1:-1:2]
 
 
 def gather(flat: Tensor, segments: Sequence[slice]) -> Tensor:

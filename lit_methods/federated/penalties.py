@@ -115,5 +115,5 @@ class SpectralPenalty(Penalty):
             target, factor = target.take(rows), factor[rows]
         _, term = target.divergence_and_gradient(gather(weights, self.segments), factor)
         parts = cut(gradient, self.segments)
-        for place, part in zip(parts, term.split([place.shape[1] for place in parts], dim=1), strict=True):
+        for place, part in zip(parts, torch.split(term, [place.shape[1] for place in parts], dim=1), strict=True):
             place.add_(part)

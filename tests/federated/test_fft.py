@@ -31,6 +31,17 @@ def test_both_directions_are_torchs(length: int, rows: int, dtype: torch.dtype, 
     assert torch.equal(torch.view_as_real(spectra), bins)
 
 
+@pytest.mark.parametrize("length", [35, 16 * 31])
+def test_gradients_pass_through(length: int) -> None:
+    generator = torch.Generator().manual_seed(length)
+    values = torch.randn(1, length, generator=generator, dtype=torch.float64, requires_grad=True)
+    found, expected = (
+        torch.autograd.grad(transform(values, length).abs().sqrt().sum(), values)[0]
+        for transform in (_fft.rfft, torch.fft.rfft)
+    )
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_long_row_goes_in_two_steps_and_many_rows_do_not() -> None:
     assert _fft._in_steps(torch.zeros(1, 9872), 9872)
     assert not _fft._in_steps(torch.zeros(20, 9872), 9872)
