@@ -26,6 +26,7 @@ from lit_methods.logging import log_figure
 
 _CHECKPOINT_KEY = "federated"
 _EVALUATED_AT_ONCE = 32
+_ON_THE_BAR = ("train/loss", "federated/round")
 
 
 class FederatedModule(LightningModule):
@@ -37,9 +38,9 @@ class FederatedModule(LightningModule):
 
     Under DDP client `i` lives on rank `i % world_size`, and the gradients' all-reduce is the server's sum.
 
-    Logs for each round `train/loss`, `train/personal_loss`, the bytes and `federated/weight_norm`, `spec/*` of the
-    divergences and `time/*` of both protocols; for each validation and test `generic_acc`, `generic_acc_local`,
-    `personal_acc` and its spread, see `FederatedAccuracy`.
+    Logs for each round its number, `train/loss`, `train/personal_loss`, the bytes and `federated/weight_norm`, `spec/*`
+    of the divergences (value, factor, and gradient over that of the loss) and `time/*` of both protocols; for each
+    validation and test `generic_acc`, `generic_acc_local`, `personal_acc` and its spread, see `FederatedAccuracy`.
 
     Args:
         network: Module that maps inputs `(B, ...)` to logits `(B, num_classes)`.
@@ -215,6 +216,7 @@ class FederatedModule(LightningModule):
             [work for _, _, works in parts for work in works], self.transport.aggregation_seconds
         )
         figures |= {
+            "federated/round": float(self.state.round_number + 1),
             "federated/bytes_up": float(payload * len(drawn)),
             "federated/bytes_down": float(payload * len(drawn)),
             "federated/weight_norm": float(self.layout.read(self.network).norm()),
@@ -223,7 +225,7 @@ class FederatedModule(LightningModule):
             "time/speedup": sequential / wait_free if wait_free else 1.0,
         }
         for name, figure in figures.items():
-            self.log(name, figure, on_step=True, on_epoch=False, prog_bar=name == "train/loss", batch_size=1)
+            self.log(name, figure, on_step=True, on_epoch=False, prog_bar=name in _ON_THE_BAR, batch_size=1)
 
     def _payload_bytes(self, cohort: Cohort) -> int:
         values = int(cohort.shared.sum()) * cohort.received.weights.element_size()
