@@ -1,188 +1,134 @@
-"""Federated rounds: their price by backend, that of the spectral terms, the wait-free curve, and accuracy.
+"""Federated rounds: their price by backend, that of the spectral terms, memory, the wait-free curve, and accuracy.
 
-`python -m benchmarks.federated [--quick] [--json FILE] [--only PART]`
+`python -m benchmarks.federated [--quick] [--json FILE] [--plots FOLDER] [--only PART]`
 """
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch import nn
 
-from benchmarks._harness import arguments, finish, machine, medians, table
+from benchmarks import _spill
+from benchmarks._batched_convolution import by_matrices, stacked_step
+from benchmarks._harness import medians, run, table
 from benchmarks._noisy_digits import METHODS, compare
-from lit_methods.backbones import MLP, SmallCNN
+from benchmarks._rounds import Client, engine_round, networks, trainer_round
 from lit_methods.federated import (
     AutomaticBackend,
-    Cohort,
     Ditto,
     LocalBackend,
     LoopBackend,
-    Models,
     SpectralCoDistillation,
     Strategy,
     VectorizedBackend,
 )
 from lit_methods.federated.clock import ProtocolClock, Work
-from lit_methods.federated.cohort import LocalTraining
-from lit_methods.federated.layout import ModelLayout
-from lit_methods.federated.local_training import per_sample
 
-LR, MOMENTUM, BATCH, CLASSES = 0.05, 0.5, 10, 10
+Figures = tuple[dict[str, float], list[dict[str, Any]]]
 
 
-class Client:
-    """Random examples of one client."""
-
-    random = False
-
-    def __init__(self, examples: int, shape: tuple[int, ...]) -> None:
-        self.inputs = torch.randn(examples, *shape)
-        self.labels = torch.randint(CLASSES, (examples,))
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The examples at some positions."""
-        chosen = torch.as_tensor(indices)
-        return self.inputs[chosen], self.labels[chosen]
+def _flower_round(network: nn.Module, clients: Sequence[Client], epochs: int) -> Callable[[], Any] | None:
+    """A round of Flower's simulation of the same clients, or None with the reason printed."""
+    try:
+        return import_module("benchmarks._flower").flower_round(network, clients, epochs)  # type: ignore[no-any-return]
+    except ImportError as reason:
+        print(f"(Flower is left out: {reason})")
+        return None
 
 
-def sgd(parameters: Any) -> torch.optim.Optimizer:
-    """The local optimizer of all sides."""
-    return torch.optim.SGD(parameters, lr=LR, momentum=MOMENTUM)
-
-
-def engine_round(
-    strategy: Strategy, backend: LocalBackend, network: nn.Module, clients: Sequence[Client], epochs: int
-) -> Callable[[], Any]:
-    """A round of the engine, as a function."""
-    network = strategy.wrap(network)
-    layout = ModelLayout.of(network)
-    training = LocalTraining(
-        network, layout, torch.ones(layout.size, dtype=torch.bool), backend, 0, epochs, BATCH, sgd,
-        per_sample(nn.CrossEntropyLoss()),
-    )  # fmt: skip
-    counts = torch.stack([torch.bincount(client.labels, minlength=CLASSES) for client in clients])
-    weights = layout.read(network).expand(len(clients), -1)
-    kept = Models(weights + 0.01 * torch.randn_like(weights), torch.zeros(len(clients), 0))
-
-    def one_round() -> Any:
-        received = Models(weights.clone(), kept.buffers)
-        return strategy.round(Cohort(training, range(len(clients)), clients, 0, received, kept, counts))
-
-    return one_round
-
-
-class Plain(LightningModule):
-    """What is trained where each client has a Trainer of its own."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        """Cross-entropy of a batch."""
-        return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The local optimizer."""
-        return sgd(self.network.parameters())
-
-
-def trainer_round(network: nn.Module, clients: Sequence[Client], epochs: int) -> None:
-    """Two stages for each client, each with a new Trainer."""
-    state = {name: value.clone() for name, value in network.state_dict().items()}
-    for client in clients:
-        loader = DataLoader(TensorDataset(client.inputs, client.labels), batch_size=BATCH, shuffle=True)
-        for _ in ("generic", "personal"):
-            network.load_state_dict(state)
-            trainer = Trainer(
-                accelerator="cpu", devices=1, max_epochs=epochs, logger=False, enable_checkpointing=False,
-                enable_progress_bar=False, enable_model_summary=False,
-            )  # fmt: skip
-            trainer.fit(Plain(network), loader)
-
-
-def networks() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
-    """An MLP on digits' size and a CNN on small grey images."""
-    return {"MLP": (MLP(64, [64, 64], CLASSES), (1, 8, 8)), "CNN": (SmallCNN(1, CLASSES, (16, 32), 16), (1, 16, 16))}
-
-
-def rounds(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def rounds(quick: bool) -> Figures:
     """Seconds of a round of two stages without terms, by who trains."""
     rows, headlines = [], {}
-    epochs, repeats = (1, 3) if quick else (5, 5)
+    epochs, repeats = (1, 3) if quick else (5, 3)
+    sides = ("vectorized", "automatic", "trainer", "flower")
     for name, (network, shape) in networks().items():
-        for count in (20,) if quick else (10, 20, 100):
-            clients = [Client(20 + 2 * (i % 10), shape) for i in range(count)]
-            sides: dict[str, Callable[[], Any]] = {
-                side: engine_round(SpectralCoDistillation(0.0, 0.0), backend, network, clients, epochs)
-                for side, backend in (
-                    ("loop", LoopBackend()),
-                    ("vectorized", VectorizedBackend()),
-                    ("automatic", AutomaticBackend()),
-                )
+        for total, part in ((20, 1.0),) if quick else ((20, 0.1), (20, 1.0), (100, 0.1), (100, 1.0)):
+            clients = [Client(20 + 2 * (i % 10), shape) for i in range(round(part * total))]
+            plain = SpectralCoDistillation(0.0, 0.0)
+            run_by: dict[str, Callable[[], Any]] = {
+                "loop": engine_round(plain, LoopBackend(), network, clients, epochs),
+                "vectorized": engine_round(plain, VectorizedBackend(), network, clients, epochs),
+                "automatic": engine_round(plain, AutomaticBackend(), network, clients, epochs),
+                "trainer": partial(trainer_round, network, clients, epochs),
             }
-            if count <= 20:
-                sides["trainer"] = partial(trainer_round, network, clients, epochs)
-            seconds = medians(sides, repeats)
-            row: dict[str, Any] = {"network": name, "clients": count, "loop_ms": 1e3 * seconds["loop"]}
-            row |= {side: seconds["loop"] / seconds[side] if side in seconds else "" for side in
-                    ("vectorized", "automatic", "trainer")}  # fmt: skip
+            if not quick and (flower := _flower_round(network, clients, epochs)) is not None:
+                run_by["flower"] = flower
+            seconds = medians(run_by, repeats)
+            row: dict[str, Any] = {"network": name, "clients": total, "participation": part}
+            row["loop_ms"] = 1e3 * seconds["loop"]
+            row |= {side: seconds["loop"] / seconds[side] if side in seconds else "" for side in sides}
             rows.append(row)
-            if name == "MLP" and count == 20:
-                headlines["vectorized_vs_trainer_per_client"] = seconds["trainer"] / seconds["vectorized"]
-                headlines["vectorized_vs_loop"] = seconds["loop"] / seconds["vectorized"]
-            elif name == "CNN" and count == 20:
-                headlines["auto_vs_loop_cnn"] = seconds["loop"] / seconds["automatic"]
-    table(
-        "(a) rounds per second, the loop = 1",
-        [
-            "network",
-            "clients in a round",
-            "loop, ms",
-            "vectorized",
-            "automatic",
-            "one Trainer for each client and stage",
-        ],
-        [list(row.values()) for row in rows],
-    )
+            if (total, part) == (20, 1.0):
+                headlines |= _headlines(name, seconds)
+    columns = ["network", "clients", "participation", "loop, ms", *sides]
+    table("(a) rounds per second, the loop = 1", columns, [list(row.values()) for row in rows])
     return headlines, rows
 
 
-def spectral_terms(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Seconds of a round with both spectral terms over one of Ditto, by the loop."""
+def _headlines(network: str, seconds: dict[str, float]) -> dict[str, float]:
+    if network == "CNN":
+        return {"auto_vs_loop_cnn": seconds["loop"] / seconds["automatic"]}
+    return {
+        "vectorized_vs_trainer_per_client": seconds["trainer"] / seconds["vectorized"],
+        "vectorized_vs_loop": seconds["loop"] / seconds["vectorized"],
+    }
+
+
+def spectral_terms(quick: bool) -> Figures:
+    """Seconds of a round with both spectral terms over one of Ditto, by the default backend and by the loop."""
     rows, headlines = [], {}
+    strategies: dict[str, Strategy] = {
+        "Ditto": Ditto(),
+        "spectral": SpectralCoDistillation(),
+        "spectral, each layer 1-D": SpectralCoDistillation(layout="per_layer_1d"),
+        "spectral, fast lengths": SpectralCoDistillation(smooth=True),
+        "spectral, every 4 steps": SpectralCoDistillation(every_k_steps=4),
+    }
+    backends: dict[str, tuple[type[LocalBackend], int]] = {
+        "automatic": (AutomaticBackend, 20),
+        "loop": (LoopBackend, 4),
+    }
     for name, (network, shape) in networks().items():
-        clients = [Client(30, shape) for _ in range(4)]
-        strategies: dict[str, Strategy] = {
-            "Ditto": Ditto(),
-            "spectral": SpectralCoDistillation(),
-            "spectral, each layer 1-D": SpectralCoDistillation(layout="per_layer_1d"),
-            "spectral, fast lengths": SpectralCoDistillation(smooth=True),
-            "spectral, every 4 steps": SpectralCoDistillation(every_k_steps=4),
-        }
-        seconds = medians(
-            {s: engine_round(strategy, LoopBackend(), network, clients, 5) for s, strategy in strategies.items()},
-            3 if quick else 11,
-        )
-        rows += [{"network": name, "side": s, "ratio": value / seconds["Ditto"]} for s, value in seconds.items()]
-        if name == "CNN":
-            headlines["spectral_overhead"] = seconds["spectral"] / seconds["Ditto"]
-    table("(b) a round, Ditto = 1", ["network", "side", "time"], [list(row.values()) for row in rows])
+        for by, (backend, count) in backends.items():
+            clients = [Client(30, shape) for _ in range(count)]
+            sides = {s: engine_round(each, backend(), network, clients, 5) for s, each in strategies.items()}
+            seconds = medians(sides, 2 if quick else 9)
+            for side, value in seconds.items():
+                rows.append({"network": name, "backend": by, "side": side, "ratio": value / seconds["Ditto"]})
+            if (name, by) == ("CNN", "automatic"):
+                headlines["spectral_overhead"] = seconds["spectral"] / seconds["Ditto"]
+    columns = ["network", "backend", "side", "time"]
+    table("(b) a round, Ditto = 1", columns, [list(row.values()) for row in rows])
     return headlines, rows
 
 
-def wait_free(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def convolution(quick: bool) -> Figures:
+    """Seconds of a step of 20 stacked CNNs by torch's grouped convolutions, and by products of matrices."""
+    network, shape = networks()["CNN"]
+    grouped, matrices = stacked_step(network, shape, 20), stacked_step(by_matrices(network), shape, 20)
+    if not torch.allclose(grouped(), matrices(), rtol=1e-4, atol=1e-6):
+        raise RuntimeError("The two convolutions disagree.")
+    seconds = medians({"grouped": grouped, "matrices": matrices}, 5 if quick else 21)
+    rows = [{"convolutions": name, "time": value / seconds["grouped"]} for name, value in seconds.items()]
+    table("(c) a step of 20 CNNs, grouped convolutions = 1", ["convolutions", "time"], [list(r.values()) for r in rows])
+    return {}, rows
+
+
+def spill(quick: bool) -> Figures:
+    """Memory of a thousand clients' personal models, in memory and on disk."""
+    rows = _spill.compare(4 if quick else 60)
+    columns = ["personal models", "clients that have one", "their size, MiB", "training, MiB", "saving, MiB"]
+    table("(d) memory of a run with 1,000 clients", columns, [list(row.values()) for row in rows])
+    return {}, rows
+
+
+def wait_free(quick: bool) -> Figures:
     """Speed-up of the wait-free protocol by communication over personal training, from the simulated clock."""
     rows = []
     for ratio in (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 16.0):
@@ -193,15 +139,26 @@ def wait_free(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
                 clock.advance([Work(i, generic, 1.0, ratio / 2, ratio / 2) for i in range(5)], 0.0)
             row[f"g = {generic}"] = clock.sequential / clock.wait_free
         rows.append(row)
-    table(
-        "(c) simulated speed-up of wait-free over compute-and-wait, p = 1, by c / p",
-        ["c / p", "g = 0", "g = 0.5", "g = 1"],
-        [list(row.values()) for row in rows],
-    )
+    title = "(e) simulated speed-up of wait-free over compute-and-wait, p = 1, by c / p"
+    table(title, ["c / p", "g = 0", "g = 0.5", "g = 1"], [list(row.values()) for row in rows])
     return {}, rows
 
 
-def accuracy(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def draw_wait_free(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draws the speed-ups over c / p."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for name in [name for name in rows[0] if name != "ratio"]:
+        axes.plot([row["ratio"] for row in rows], [row[name] for row in rows], marker="o", label=name)
+    axes.set_xscale("symlog", linthresh=0.25, base=2)
+    axes.set(xlabel="communication c over personal training p", ylabel="speed-up of wait-free", ylim=(0.95, 2.05))
+    axes.legend(title="generic training, p = 1")
+    figure.savefig(path, dpi=120)
+
+
+def accuracy(quick: bool) -> Figures:
     """Final accuracies of every method on noisy digits."""
     rows: list[dict[str, Any]] = []
     names = ["local only", "Ditto 0.1", "spectral 0.3 / 0.4"] if quick else list(METHODS)
@@ -209,7 +166,7 @@ def accuracy(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
         rows += compare(p, range(1 if quick else 4), 10 if quick else 40, names)
     figures = ("val/generic_acc", "val/generic_acc_local", "val/personal_acc", "spec/personal_kl")
     table(
-        "(d) noisy digits, mean ± standard deviation over seeds",
+        "(f) noisy digits, mean ± standard deviation over seeds",
         ["p", "method", "generic, global", "generic, local", "personal", "divergence"],
         [[row["p"], row["method"], *(_mean_and_spread(row.get(name)) for name in figures)] for row in rows],
     )
@@ -220,23 +177,6 @@ def _mean_and_spread(value: tuple[float, float] | None) -> str:
     return "" if value is None else f"{value[0]:.3f} ± {value[1]:.3f}"
 
 
-def main() -> None:
-    """Runs all parts, or those that `--only` names."""
-    options = arguments(__doc__ or "")
-    warnings.simplefilter("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.ERROR)
-    torch.manual_seed(options.seed)
-    print(f"{machine()}; seed {options.seed}")
-    headlines: dict[str, float] = {}
-    figures: dict[str, Any] = {}
-    for part in (rounds, spectral_terms, wait_free, accuracy):
-        if options.only is None or options.only in part.__name__:
-            found, figures[part.__name__] = part(options.quick)
-            headlines |= found
-    finish(headlines, figures, options.json)
-
-
 if __name__ == "__main__":
-    main()
+    parts = (rounds, spectral_terms, convolution, spill, wait_free, accuracy)
+    run(__doc__ or "", *parts, plots={"wait_free": draw_wait_free})

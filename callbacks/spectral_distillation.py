@@ -15,7 +15,7 @@ from lit_methods.federated.distillation import WeightSelection, select_weights
 from lit_methods.federated.functional import (
     SpectralLayout,
     SpectralPlan,
-    divergence_and_gradient,
+    SpectralTarget,
     spectral_distribution,
 )
 from lit_methods.federated.layout import ModelLayout
@@ -71,7 +71,7 @@ class SpectralDistillation(Callback):
         self.student_first, self.smooth = student_first, smooth
         self.distribution: Tensor | None = None
         self._model: ModelLayout | None = None
-        self._plan: SpectralPlan | None = None
+        self._target: SpectralTarget | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forgets the spectrum of an earlier fit; a checkpoint's is loaded after this."""
@@ -93,21 +93,21 @@ class SpectralDistillation(Callback):
         student = pl_module.get_submodule(self.submodule)
         model = ModelLayout.of(student)
         self._model = model.select(select_weights(model, self.selection))
-        self._plan = SpectralPlan.make(self._model.shapes, self.layout, self.ratio, "half", self.smooth)
+        plan = SpectralPlan.make(self._model.shapes, self.layout, self.ratio, "half", self.smooth)
         if self.distribution is None:
             source = student if self.teacher is None else self.teacher
-            self.distribution = spectral_distribution(self._model.read(source), self._plan)
-        if self.distribution.numel() != self._plan.multiplicity.numel():
+            self.distribution = spectral_distribution(self._model.read(source), plan)
+        if self.distribution.numel() != plan.multiplicity.numel():
             raise ValueError(
                 f"The saved spectrum has {self.distribution.numel()} frequencies and the module's "
-                f"{self._plan.multiplicity.numel()}: it belongs to another network, ratio or layout. Resume with the "
+                f"{plan.multiplicity.numel()}: it belongs to another network, ratio or layout. Resume with the "
                 "settings of the saved run."
             )
-        self.distribution = self.distribution.to(pl_module.device)
+        self._target = SpectralTarget(self.distribution.to(pl_module.device), plan, self.student_first)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Adds the term's gradient and logs its size."""
-        if self._model is None or self._plan is None or self.distribution is None:
+        if self._model is None or self._target is None:
             return
         found = dict(pl_module.get_submodule(self.submodule).named_parameters())
         parameters = [found[name] for name in self._model.names]
@@ -115,9 +115,9 @@ class SpectralDistillation(Callback):
         if not any(id(p) in trained for p in parameters):
             return
         flat = torch.cat([p.detach().reshape(-1) for p in parameters]).unsqueeze(0)
-        value, gradient = divergence_and_gradient(flat, self.distribution, self._plan, self.student_first)
+        value, gradient = self._target.divergence_and_gradient(flat)
         before = torch.stack([p.grad.norm() for p in parameters if p.grad is not None] or [flat.new_zeros(())]).norm()
-        if gradient is not None and self.weight > 0:
+        if self.weight > 0:
             self._add(parameters, gradient.squeeze(0), trained)
             ratio = self.weight * gradient.norm() / before.clamp_min(1e-30)
             pl_module.log("spec/grad_ratio", ratio, on_step=True, on_epoch=False, rank_zero_only=True)
@@ -131,9 +131,8 @@ class SpectralDistillation(Callback):
             p.grad = term if p.grad is None else p.grad.add_(term)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Moves the spectrum off the device."""
-        if self.distribution is not None:
-            self.distribution = self.distribution.cpu()
+        """Frees what lies on the device."""
+        self._target = None
 
     def state_dict(self) -> dict[str, Any]:
         """The teacher's spectrum."""

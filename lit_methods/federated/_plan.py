@@ -8,6 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from lit_methods.federated._fft import irfft, rfft
+
 SpectralLayout = Literal["global_1d", "per_layer_1d", "per_layer_2d"]
 RatioConvention = Literal["half", "full"]
 
@@ -178,7 +180,7 @@ def transform(flat: Tensor, plan: SpectralPlan) -> Tensor:
     for block in plan.blocks:
         rows = flat[:, block.start : block.start + block.size]
         if block.rows is None:
-            parts.append(torch.fft.rfft(rows, n=block.length))
+            parts.append(rfft(rows, block.length))
         else:
             parts.append(torch.fft.rfft2(rows.reshape(len(flat), block.rows, block.length)).flatten(1))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
@@ -191,7 +193,7 @@ def adjoint(spectra: Tensor, plan: SpectralPlan) -> Tensor:
         part = spectra[:, start : start + block.bins]
         start += block.bins
         if block.rows is None:
-            parts.append(torch.fft.irfft(part, n=block.length, norm="forward")[:, : block.size])
+            parts.append(irfft(part, block.length)[:, : block.size])
         else:
             matrix = part.reshape(len(part), block.rows, -1)
             parts.append(torch.fft.irfft2(matrix, s=(block.rows, block.length), norm="forward").flatten(1))

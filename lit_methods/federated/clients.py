@@ -117,10 +117,23 @@ class ClientStore:
         self._rows.clear()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All vectors `(P, D)` and the clients they belong to `(P,)`."""
+        """All vectors `(P, D)` and the clients they belong to `(P,)`; a mapped file where vectors are on disk."""
         if not self._rows:
             return {}
-        return {"clients": torch.tensor(list(self)), "vectors": torch.stack([self[client] for client in self])}
+        vectors = self._room()
+        for place, client in enumerate(self):
+            vectors[place] = self[client]
+        return {"clients": torch.tensor(list(self)), "vectors": vectors}
+
+    def _room(self) -> Tensor:
+        first = self[next(iter(self))]
+        shape = (len(self), *first.shape)
+        if self.folder is None:
+            return first.new_empty(shape)
+        path = self.folder / "all_clients.npy"
+        # A file of an earlier call may still be mapped by what that call returned.
+        path.unlink(missing_ok=True)
+        return torch.from_numpy(np.lib.format.open_memmap(path, "w+", first.numpy().dtype, shape))
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Takes over the vectors of `state_dict` in place of its own."""

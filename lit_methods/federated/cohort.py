@@ -151,6 +151,7 @@ class Cohort:
             if isinstance(penalty, SpectralPenalty):
                 divergence, norm = penalty.measure(result.models.weights)
                 self.figures[f"{name}/kl"] = divergence.mean()
+                self.figures[f"{name}/weight"] = penalty.weight.mean()
                 self.figures[f"{name}/grad_ratio"] = (norm / result.gradient_norm.clamp_min(1e-30)).mean()
         return result.models
 

@@ -5,6 +5,7 @@ Kullback-Leibler divergence. A real vector's spectrum mirrors itself, so only ha
 `m_k` times, `p_k = m_k s_k / sum_j m_j s_j`, and every divergence equals that of the full spectra.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,8 +26,8 @@ __all__ = [
     "RatioConvention",
     "SpectralLayout",
     "SpectralPlan",
+    "SpectralTarget",
     "aggregate",
-    "divergence_and_gradient",
     "flat_spectral_divergence",
     "multiplicities",
     "smooth_length",
@@ -35,9 +36,8 @@ __all__ = [
     "spectrum",
 ]
 
-# Below what rounding leaves of a probability or of a spectrum's mass in float32, and safe to divide by in turn.
+# Below what rounding leaves of a probability or of a magnitude in float32, and safe to divide by in turn.
 _LEAST_PROBABILITY = 1e-16
-_LEAST_MASS = 1e-8
 _LEAST_MAGNITUDE = 1e-12
 
 
@@ -95,71 +95,84 @@ def spectral_distribution(flat: Tensor, plan: SpectralPlan) -> Tensor:
         Distributions `(K, bins)` or `(bins,)`, without a graph; they sum to 1 after the truncation.
     """
     with torch.no_grad():
-        return _distribution(flat.reshape(-1, plan.size), plan)[2].reshape(*flat.shape[:-1], -1)
+        _, _, mass, total = _masses(flat.reshape(-1, plan.size), plan)
+        return mass.div_(total).reshape(*flat.shape[:-1], -1)
 
 
-def _distribution(flat: Tensor, plan: SpectralPlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Kept bins, their magnitudes, their distribution, and its mass before normalisation."""
+def _masses(flat: Tensor, plan: SpectralPlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Kept bins, their magnitudes `s_k`, the masses `m_k s_k`, and the sum of these `(K, 1)`."""
     flat = flat.to(_real(flat))
     where, multiplicity, _ = constants(plan, flat.device, flat.dtype)
     spectra = transform(flat, plan)[:, where]
-    magnitude = spectra.abs()
+    magnitude = spectra.abs().clamp_min_(_LEAST_MAGNITUDE)
     mass = magnitude * multiplicity
-    total = mass.sum(dim=1, keepdim=True).clamp_min_(_LEAST_MASS)
-    return spectra, magnitude, mass.div_(total), total
+    return spectra, magnitude, mass, mass.sum(dim=1, keepdim=True)
 
 
-def divergence_and_gradient(
-    flat: Tensor, teacher: Tensor, plan: SpectralPlan, student_first: bool = True, gradient: bool = True
-) -> tuple[Tensor, Tensor | None]:
-    """Divergences of K weight vectors from their teachers' spectra, and the gradient, by one FFT and one inverse.
+class SpectralTarget:
+    """The distributions of K teachers, prepared for many divergences `D` of students from them.
 
-    With `p` the student's distribution, `q` the teacher's and `S` the student's mass, `dD(p|q)/ds_k` is
+    With `p` a student's distribution, `q` its teacher's and `S` the student's mass, `dD(p|q)/ds_k` is
     `m_k (ln(p_k / q_k) - D) / S` and `dD(q|p)/ds_k` is `m_k (1 - q_k / p_k) / S`; `ds_k/dw` is the adjoint DFT of
-    the phase `z_k / |z_k|`, taken as 0 where `z_k` is 0.
+    the phase `z_k / |z_k|`, taken as 0 where `z_k` is 0: one FFT and one inverse in all.
 
     Args:
-        flat: The students' weights `(K, D)`.
         teacher: The teachers' distributions `(K, bins)`, or one `(bins,)` for all, from `spectral_distribution`.
-        plan: Layout and truncation, the teacher's too.
+        plan: Their layout and truncation.
         student_first: `D(student | teacher)`, the paper's personal stage; else `D(teacher | student)`.
-        gradient: Whether the gradient is wanted.
-
-    Returns:
-        Divergences `(K,)` and gradients `(K, D)` (None unless wanted).
     """
-    with torch.no_grad():
-        spectra, magnitude, student, total = _distribution(flat, plan)
-        student.clamp_min_(_LEAST_PROBABILITY)
-        teacher = teacher.to(student.dtype).clamp_min(_LEAST_PROBABILITY)
-        ratio = teacher / student
-        if student_first:
-            slope = torch.log(ratio).neg_()
-            value = (student * slope).sum(dim=1)
-            slope.sub_(value.unsqueeze(1))
+
+    def __init__(self, teacher: Tensor, plan: SpectralPlan, student_first: bool = True) -> None:
+        self.plan, self.student_first = plan, student_first
+        self.teacher = teacher.to(_real(teacher)).clamp_min(_LEAST_PROBABILITY)
+        self._inverse = self.teacher.reciprocal()
+
+    def take(self, rows: Tensor | slice) -> "SpectralTarget":
+        """Some of the teachers, in the given order."""
+        taken = copy.copy(self)
+        taken.teacher, taken._inverse = self.teacher[rows], self._inverse[rows]
+        return taken
+
+    def divergence(self, flat: Tensor) -> Tensor:
+        """Divergences `(K,)` of students `(K, D)`, without a graph."""
+        with torch.no_grad():
+            return self._compare(flat)[0].squeeze(1)
+
+    def divergence_and_gradient(self, flat: Tensor, factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Divergences `(K,)` of students `(K, D)` and their gradients `(K, D)`, these times `factor (K, 1)`."""
+        with torch.no_grad():
+            value, slope, spectra, magnitude, total = self._compare(flat)
+            slope = slope.sub_(value) if self.student_first else slope.neg_().exp_().neg_().add_(1.0)
+            slope.div_(magnitude).mul_((1.0 if factor is None else factor) / total)
+            where, _, unfolding = constants(self.plan, slope.device, slope.dtype)
+            if unfolding is not None:
+                slope *= unfolding
+            scaled = spectra.mul_(slope)
+            if where != slice(None):
+                whole = scaled.new_zeros(len(scaled), self.plan.bins)
+                whole[:, where] = scaled
+                scaled = whole
+            return value.squeeze(1), adjoint(scaled, self.plan)
+
+    def _compare(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Divergences `(K, 1)`, `ln(p / q)`, kept bins, their magnitudes, and the students' mass `(K, 1)`."""
+        spectra, magnitude, mass, total = _masses(flat, self.plan)
+        log_ratio = (mass * self._inverse).div_(total).log_()
+        if self.student_first:
+            value = mass.mul_(log_ratio).sum(dim=1, keepdim=True).div_(total)
         else:
-            value = torch.xlogy(teacher, ratio).sum(dim=1)
-            slope = ratio.neg_().add_(1.0)
-        if not gradient:
-            return value, None
-        where, _, unfolding = constants(plan, flat.device, student.dtype)
-        if unfolding is not None:
-            slope *= unfolding
-        slope.div_(total).div_(magnitude.clamp_min_(_LEAST_MAGNITUDE))
-        scaled = spectra.mul_(slope)
-        if where != slice(None):
-            whole = scaled.new_zeros(len(flat), plan.bins)
-            whole[:, where] = scaled
-            scaled = whole
-        return value, adjoint(scaled, plan)
+            value = (self.teacher * log_ratio).sum(dim=1, keepdim=True).neg_()
+        return value, log_ratio, spectra, magnitude, total
 
 
 class _FlatSpectralDivergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, flat: Tensor, teacher: Tensor, plan: SpectralPlan, student_first: bool) -> Tensor:
-        value, gradient = divergence_and_gradient(flat, teacher, plan, student_first, flat.requires_grad)
-        if gradient is not None:
-            ctx.save_for_backward(gradient.to(flat.dtype))
+        target = SpectralTarget(teacher, plan, student_first)
+        if not flat.requires_grad:
+            return target.divergence(flat)
+        value, gradient = target.divergence_and_gradient(flat)
+        ctx.save_for_backward(gradient.to(flat.dtype))
         return value
 
     @staticmethod
@@ -170,7 +183,7 @@ class _FlatSpectralDivergence(torch.autograd.Function):
 
 
 def flat_spectral_divergence(flat: Tensor, teacher: Tensor, plan: SpectralPlan, student_first: bool = True) -> Tensor:
-    """`divergence_and_gradient` as one differentiable operation on `flat (K, D)`; returns `(K,)`."""
+    """Divergences `(K,)` of `SpectralTarget` as one differentiable operation on `flat (K, D)`."""
     return _FlatSpectralDivergence.apply(flat, teacher, plan, student_first)  # type: ignore[no-any-return, no-untyped-call]
 
 

@@ -145,9 +145,18 @@ class ModelLayout:
         return torch.split(flat, [math.prod(shape) for shape in self.buffer_shapes]) if self.buffer_shapes else ()
 
 
+def cut(flat: Tensor, segments: Sequence[slice]) -> tuple[Tensor, ...]:
+    """Views `(K, size)` of vectors `(K, D)`, one for each of some ascending segments."""
+    sizes, last = [], 0
+    for segment in segments:
+        sizes += [segment.start - last, segment.stop - segment.start]
+        last = segment.stop
+    return torch.split(flat, [*sizes, flat.shape[1] - last], dim=1)[1:-1:2]
+
+
 def gather(flat: Tensor, segments: Sequence[slice]) -> Tensor:
     """The values `(K, d)` of vectors `(K, D)` in some segments; a view where there is one segment."""
-    parts = [flat[:, segment] for segment in segments]
+    parts = cut(flat, segments)
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 

@@ -87,9 +87,10 @@ class LoopBackend(LocalBackend):
 def _train_one(
     worker: _Worker, stage: LocalStage, k: int, data: ClientDataset, seed: int
 ) -> tuple[Tensor, Tensor, int]:
-    device, rows = worker.weights.device, slice(k, k + 1)
+    device, rows = worker.weights.device, slice(0, 1)
     order = batch_order(len(data), stage, seed)
     optimizer = stage.optimizer([worker.weights])
+    penalties = [penalty.take(torch.tensor([k], device=device)) for penalty in stage.penalties]
     weights, gradient = worker.weights.detach(), worker.gradient
     frozen = None if stage.trained is None else (~stage.trained, weights[~stage.trained])
     total, norm = weights.new_zeros(()), weights.new_zeros(())
@@ -106,7 +107,7 @@ def _train_one(
             total += loss.detach()
             if step == len(order) - 1:
                 norm = gradient.norm()
-            for penalty in stage.penalties:
+            for penalty in penalties:
                 penalty.add_gradient_(gradient.unsqueeze(0), weights.unsqueeze(0), rows, step)
             optimizer.step()
             if frozen is not None:

@@ -26,6 +26,7 @@ from lit_methods.logging import log_figure
 
 _CHECKPOINT_KEY = "federated"
 _EVALUATED_AT_ONCE = 32
+_ON_THE_BAR = ("train/loss", "federated/round")
 
 
 class FederatedModule(LightningModule):
@@ -37,9 +38,9 @@ class FederatedModule(LightningModule):
 
     Under DDP client `i` lives on rank `i % world_size`, and the gradients' all-reduce is the server's sum.
 
-    Logs for each round `train/loss`, `train/personal_loss`, the bytes and `federated/weight_norm`, `spec/*` of the
-    divergences and `time/*` of both protocols; for each validation and test `generic_acc`, `generic_acc_local`,
-    `personal_acc` and its spread, see `FederatedAccuracy`.
+    Logs for each round its number, `train/loss`, `train/personal_loss`, the bytes and `federated/weight_norm`, `spec/*`
+    of the divergences (value, factor, and gradient over that of the loss) and `time/*` of both protocols; for each
+    validation and test `generic_acc`, `generic_acc_local`, `personal_acc` and its spread, see `FederatedAccuracy`.
 
     Args:
         network: Module that maps inputs `(B, ...)` to logits `(B, num_classes)`.
@@ -108,7 +109,7 @@ class FederatedModule(LightningModule):
         self._make_optimizer = optimizer or partial(SGD, lr=0.05, momentum=0.5)
         self._make_server_optimizer = server_optimizer or partial(SGD, lr=1.0)
         self._accuracy: FederatedAccuracy | None = None
-        self._evaluated: tuple[list[int], Models] | None = None
+        self._has_personal = False
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits `(B, num_classes)` of the generic model."""
@@ -169,9 +170,7 @@ class FederatedModule(LightningModule):
             optimizer=self._make_optimizer,
             per_sample_loss=per_sample(self.loss),
         )
-        server = Models(
-            self.layout.read(self.network).unsqueeze(0), self.layout.read_buffers(self.network).unsqueeze(0)
-        )
+        server = self._server()
         received = Models(*(rows.expand(len(clients), -1).clone() for rows in server))
         personal = received
         if clients and self.strategy.keeps_personal:
@@ -187,6 +186,9 @@ class FederatedModule(LightningModule):
             personal,
             counts[clients].to(self.device),
         )
+
+    def _server(self) -> Models:
+        return Models(self.layout.read(self.network).unsqueeze(0), self.layout.read_buffers(self.network).unsqueeze(0))
 
     def _server_delta(self, cohort: Cohort, update: Update, counts: Tensor, drawn: list[int]) -> Tensor:
         """This rank's part of the mean upload minus the server's model, times the number of ranks."""
@@ -214,6 +216,7 @@ class FederatedModule(LightningModule):
             [work for _, _, works in parts for work in works], self.transport.aggregation_seconds
         )
         figures |= {
+            "federated/round": float(self.state.round_number + 1),
             "federated/bytes_up": float(payload * len(drawn)),
             "federated/bytes_down": float(payload * len(drawn)),
             "federated/weight_norm": float(self.layout.read(self.network).norm()),
@@ -222,7 +225,7 @@ class FederatedModule(LightningModule):
             "time/speedup": sequential / wait_free if wait_free else 1.0,
         }
         for name, figure in figures.items():
-            self.log(name, figure, on_step=True, on_epoch=False, prog_bar=name == "train/loss", batch_size=1)
+            self.log(name, figure, on_step=True, on_epoch=False, prog_bar=name in _ON_THE_BAR, batch_size=1)
 
     def _payload_bytes(self, cohort: Cohort) -> int:
         values = int(cohort.shared.sum()) * cohort.received.weights.element_size()
@@ -290,33 +293,43 @@ class FederatedModule(LightningModule):
         if self._accuracy is None:
             counts = self.state.meet(federation, self.num_classes)
             self._accuracy = FederatedAccuracy(counts, self.device)
-            own = list(range(self.global_rank, len(federation), self._world()))
-            cohort = self._cohort(federation, own, counts)
-            personal = self.strategy.personalize(cohort)
-            self._evaluated = None if personal is None else (own, personal)
+            self._personalize(federation, counts)
         self._accuracy.add_batch(labels, members)
         if self._reports_generic():
             self._accuracy.add_generic(self(inputs).argmax(dim=-1) == labels, labels, members)
-        if self._evaluated is None:
-            return
-        clients = torch.tensor(self._evaluated[0], device=self.device)
-        for part in torch.split(torch.arange(len(clients), device=self.device), _EVALUATED_AT_ONCE):
-            models = self._evaluated[1].rows(part)
+        own = list(self.state.evaluated)
+        for start in range(0, len(own), _EVALUATED_AT_ONCE):
+            clients = own[start : start + _EVALUATED_AT_ONCE]
+            models = self.state.evaluated_models(clients, self._server())
             logits = self.backend.predict(self.network, self.layout, models, inputs, self.strategy.personal_forward)
-            self._accuracy.add_personal(logits.argmax(dim=-1) == labels, labels, members, clients[part])
+            places = torch.tensor(clients, device=self.device)
+            self._accuracy.add_personal(logits.argmax(dim=-1) == labels, labels, members, places)
+
+    def _personalize(self, federation: Federation, counts: Tensor) -> None:
+        """Stores the personal models of this rank's clients for evaluation, a few at a time: there may be many."""
+        own = list(range(self.global_rank, len(federation), self._world()))
+        # Also once without clients, so that all ranks know whether the method has personal models.
+        for start in range(0, max(1, len(own)), _EVALUATED_AT_ONCE):
+            clients = own[start : start + _EVALUATED_AT_ONCE]
+            models = self.strategy.personalize(self._cohort(federation, clients, counts))
+            if models is None:
+                return
+            self._has_personal = True
+            self.state.keep_evaluated(clients, models)
 
     def _log_accuracy(self, stage: str) -> None:
         if self._accuracy is None:
             return
         figures = self._accuracy.generic_figures() if self._reports_generic() else {}
-        if self._evaluated is not None:
+        if self._has_personal:
             self._accuracy.personal = self._sum_over_ranks(self._accuracy.personal)
             self._accuracy.personal_drawn = self._sum_over_ranks(self._accuracy.personal_drawn)
             figures |= self._accuracy.personal_figures()
         bar = {"generic_acc", "personal_acc"}
         for name, value in figures.items():
             self.log(f"{stage}/{name}", value, prog_bar=name in bar, sync_dist=True)
-        self._accuracy = self._evaluated = None
+        self._accuracy, self._has_personal = None, False
+        self.state.evaluated.clear()
 
     def _from_all_ranks(self, thing: Any) -> list[Any]:
         if self._world() == 1:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lit_methods.federated.functional import SpectralPlan, divergence_and_gradient, spectral_distribution
-from lit_methods.federated.layout import gather
+from lit_methods.federated.functional import SpectralPlan, SpectralTarget, spectral_distribution
+from lit_methods.federated.layout import cut, gather
 
 
 class Penalty(ABC):
@@ -84,10 +84,9 @@ class SpectralPenalty(Penalty):
         scale_by_norm: bool = False,
         every_k_steps: int = 1,
     ) -> None:
-        self.plan, self.segments, self.student_first = plan, segments, student_first
-        self.every_k_steps = every_k_steps
+        self.segments, self.every_k_steps = segments, every_k_steps
         chosen = gather(teacher, segments)
-        self.teacher = spectral_distribution(chosen, plan)
+        self.target = SpectralTarget(spectral_distribution(chosen, plan), plan, student_first)
         self.weight = torch.full((len(teacher), 1), weight, dtype=teacher.dtype, device=teacher.device)
         if scale_by_norm:
             self.weight *= chosen.square().sum(dim=1, keepdim=True)
@@ -95,33 +94,26 @@ class SpectralPenalty(Penalty):
     def take(self, clients: Tensor) -> "SpectralPenalty":
         """See `Penalty.take`."""
         taken = copy.copy(self)
-        taken.teacher, taken.weight = self.teacher[clients], self.weight[clients]
+        taken.target, taken.weight = self.target.take(clients), self.weight[clients]
         return taken
 
     def value(self, weights: Tensor) -> Tensor:
         """See `Penalty.value`: the divergences."""
-        return self._divergence(weights, slice(None), gradient=False)[0]
+        return self.target.divergence(gather(weights, self.segments))
 
     def measure(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Divergences `(K,)` and the norms `(K,)` of their gradients, these with the factor, of all clients."""
-        value, gradient = self._divergence(weights, slice(None), gradient=True)
-        norm = torch.zeros_like(value) if gradient is None else (self.weight * gradient).norm(dim=1)
-        return value, norm
+        value, gradient = self.target.divergence_and_gradient(gather(weights, self.segments), self.weight)
+        return value, gradient.norm(dim=1)
 
     def add_gradient_(self, gradient: Tensor, weights: Tensor, rows: slice, step: int) -> None:
         """See `Penalty.add_gradient_`."""
         if step % self.every_k_steps:
             return
-        _, term = self._divergence(weights, rows, gradient=True)
-        if term is None:
-            return
-        term.mul_(self.weight[rows] * self.every_k_steps)
-        start = 0
-        for segment in self.segments:
-            size = segment.stop - segment.start
-            gradient[:, segment].add_(term[:, start : start + size])
-            start += size
-
-    def _divergence(self, weights: Tensor, rows: slice, gradient: bool) -> tuple[Tensor, Tensor | None]:
-        chosen = gather(weights, self.segments)
-        return divergence_and_gradient(chosen, self.teacher[rows], self.plan, self.student_first, gradient)
+        target, factor = self.target, self.weight * self.every_k_steps
+        if len(weights) < len(factor):
+            target, factor = target.take(rows), factor[rows]
+        _, term = target.divergence_and_gradient(gather(weights, self.segments), factor)
+        parts = cut(gradient, self.segments)
+        for place, part in zip(parts, torch.split(term, [place.shape[1] for place in parts], dim=1), strict=True):
+            place.add_(part)

@@ -22,6 +22,7 @@ class FederatedState:
         round_number: Rounds that are done.
         personal: Each client's personal model, weights and buffers in one vector.
         buffers: Each client's buffers of the generic model, where these stay local.
+        evaluated: Personal models of the validation or test that is running.
         clock: Both schedules.
         class_counts: Training examples of each class of each client, `(K, C)`; None before the first round.
     """
@@ -30,6 +31,7 @@ class FederatedState:
         self.round_number = 0
         self.personal = ClientStore(spill_folder)
         self.buffers = ClientStore()
+        self.evaluated = ClientStore(None if spill_folder is None else Path(spill_folder) / "evaluated")
         self.clock = ProtocolClock()
         self.class_counts: Tensor | None = None
         self._fingerprint: str | None = None
@@ -65,14 +67,19 @@ class FederatedState:
             clients: The clients.
             received: One model, `(1, D)`.
         """
-        size = received.weights.shape[1]
-        rows = self.personal.rows(clients, torch.cat([received.weights[0], received.buffers[0]]))
-        return Models(rows[:, :size], rows[:, size:])
+        return _models(self.personal, clients, received)
 
     def keep(self, clients: Sequence[int], models: Models) -> None:
         """Stores personal models."""
-        for client, weights, buffers in zip(clients, models.weights, models.buffers, strict=True):
-            self.personal[client] = torch.cat([weights, buffers])
+        _store(self.personal, clients, models)
+
+    def keep_evaluated(self, clients: Sequence[int], models: Models) -> None:
+        """Stores the models that are being evaluated."""
+        _store(self.evaluated, clients, models)
+
+    def evaluated_models(self, clients: Sequence[int], like: Models) -> Models:
+        """Models that are being evaluated, on the device of `like (1, D)`."""
+        return _models(self.evaluated, clients, like)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything as tensors and plain containers."""
@@ -92,3 +99,14 @@ class FederatedState:
         self.clock.load_state_dict(state["clock"])
         self._fingerprint = state["fingerprint"]
         self.class_counts = None
+
+
+def _store(store: ClientStore, clients: Sequence[int], models: Models) -> None:
+    for client, weights, buffers in zip(clients, models.weights, models.buffers, strict=True):
+        store[client] = torch.cat([weights, buffers])
+
+
+def _models(store: ClientStore, clients: Sequence[int], default: Models) -> Models:
+    size = default.weights.shape[1]
+    rows = store.rows(clients, torch.cat([default.weights[0], default.buffers[0]]))
+    return Models(rows[:, :size], rows[:, size:])

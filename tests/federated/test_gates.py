@@ -1,4 +1,6 @@
-"""The toy benchmark of the method card as a regression test; the spectral terms are not ranked against the peers."""
+"""The gates of the method card on its toy benchmark; the spectral terms are not ranked against the peers."""
+
+from statistics import mean
 
 import pytest
 
@@ -8,10 +10,10 @@ from lit_methods.federated import Ditto, LocalOnly, SpectralCoDistillation
 pytestmark = pytest.mark.slow
 
 
-def test_generic_and_personal_models_reach_what_was_measured() -> None:
-    figures = train(SpectralCoDistillation(), p=0.5, seed=0)
-    assert figures["val/generic_acc"] >= 0.65
-    assert figures["val/personal_acc"] >= 0.75
+def test_generic_and_personal_models_reach_the_cards_accuracies() -> None:
+    runs = [train(SpectralCoDistillation(), p=0.5, seed=seed) for seed in (0, 1, 2)]
+    assert mean(figures["val/generic_acc"] for figures in runs) >= 0.69
+    assert mean(figures["val/personal_acc"] for figures in runs) >= 0.77
 
 
 def test_personal_models_beat_the_generic_one_where_clients_differ() -> None:
@@ -22,9 +24,9 @@ def test_personal_models_beat_the_generic_one_where_clients_differ() -> None:
 def test_collaboration_beats_local_training_where_data_are_few() -> None:
     gains = [
         train(Ditto(0.1), 0.5, seed)["val/personal_acc"] - train(LocalOnly(), 0.5, seed)["val/personal_acc"]
-        for seed in (0, 1)
+        for seed in (0, 1, 2)
     ]
-    assert sum(gains) / 2 >= 0.03
+    assert mean(gains) >= 0.04
 
 
 def test_the_term_pulls_spectra_together() -> None:

@@ -162,11 +162,11 @@ def test_teachers_stay_constant_during_a_stage() -> None:
 
     class Watching(LoopBackend):
         def train(self, network, layout, stage, start, clients, seeds):  # noqa: ANN001, ANN202
-            before = [penalty.teacher.clone() for penalty in stage.penalties]
+            before = [penalty.target.teacher.clone() for penalty in stage.penalties]
             result = super().train(network, layout, stage, start, clients, seeds)
             for penalty, teacher in zip(stage.penalties, before, strict=True):
-                assert torch.equal(penalty.teacher, teacher)
-                assert not penalty.teacher.requires_grad
+                assert torch.equal(penalty.target.teacher, teacher)
+                assert not penalty.target.teacher.requires_grad
                 seen.append(teacher)
             return result
 

@@ -226,8 +226,8 @@ def test_fine_tuning_happens_at_evaluation_and_is_not_kept() -> None:
 
 def test_warm_up_leaves_both_terms_out() -> None:
     with_warm_up, without = (
-        module(SpectralCoDistillation(2.0, 3.0, warmup_rounds=2)),
-        module(SpectralCoDistillation(0, 0)),
+        module(SpectralCoDistillation(2.0, 3.0, warmup_rounds=2), backend=LoopBackend()),
+        module(SpectralCoDistillation(0, 0), backend=LoopBackend()),
     )
     fit(with_warm_up, 2)
     fit(without, 2)
