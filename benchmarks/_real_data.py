@@ -20,6 +20,7 @@ from lit_methods.datamodules import Degradation, HubImageDataModule, HubTextData
 from lit_methods.datamodules.splits import Split
 
 LAYERS, WIDTH, MAX_LENGTH = 6, 384, 64
+PIXELS = 16  # half the height and width of CIFAR-10: the runs share a core
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": partial(torch.optim.SGD, momentum=0.9)}
 
 
@@ -62,7 +63,7 @@ class Task:
     def network(self, num_classes: int) -> nn.Module:
         """A network with fresh (and for "tokens" pretrained) weights."""
         if self.inputs == "pixels":
-            return SmallCNN(3, num_classes, [8, 16, 32], 32, norm_groups=8)
+            return SmallCNN(3, num_classes, [8, 16, 32], PIXELS, norm_groups=8)
         return MLP(WIDTH, [256], num_classes) if self.inputs == "sentence" else TopLayer(num_classes)
 
     def make_optimizer(self, parameters: Any) -> torch.optim.Optimizer:
@@ -128,7 +129,7 @@ def root() -> Path | None:
 
 @cache
 def _decoded(split: Split) -> tuple[Tensor, Tensor] | None:
-    data = HubImageDataModule(data_dir=Path(os.environ["LIT_METHODS_DATA"]) / "cifar10")
+    data = HubImageDataModule(data_dir=Path(os.environ["LIT_METHODS_DATA"]) / "cifar10", image_size=(PIXELS, PIXELS))
     return data.read(split)
 
 
@@ -138,7 +139,7 @@ class _Cifar10(HubImageDataModule):
     def read(self, split: Split) -> tuple[Tensor, Tensor] | None:
         """See the base class."""
         names = [str(number) for number in range(10)]
-        self.class_names, self.image_shape = self.kept_names(names), (3, 32, 32)
+        self.class_names, self.image_shape = self.kept_names(names), (3, PIXELS, PIXELS)
         return _decoded(split)
 
 

@@ -55,15 +55,17 @@ METHODS: dict[str, Make | None] = {
     "learned (default)": lambda task: (LearnedWeights(), None),
     "learned, `LazyAdam(0.03)`": lambda task: (LearnedWeights(LazyAdam(0.03)), None),
     "learned, `NormalizedStep`": lambda task: (LearnedWeights(NormalizedStep()), None),
+    "learned, `NormalizedStep(0.5)`": lambda task: (LearnedWeights(NormalizedStep(0.5)), None),
     "learned, last layer": lambda task: (LearnedWeights(), LastLayer()),
 }
 QUICK = ("plain", "learned (default)")
 
 
 def methods_of(task: Task, methods: Collection[str]) -> list[str]:
-    """Those of the methods that differ on a task: with equal classes, inverse frequency is plain training."""
-    left_out = "learned, `LazyAdam(0.03)`" if task.is_imbalanced else "inverse frequency"
-    return [name for name in METHODS if name in methods and name != left_out]
+    """Those of the methods that belong to a task: with equal classes, inverse frequency is plain training."""
+    rare, low = {"inverse frequency", "learned, `NormalizedStep(0.5)`"}, {"learned, `LazyAdam(0.03)`"}
+    left_out = low if task.is_imbalanced else rare
+    return [name for name in METHODS if name in methods and name not in left_out]
 
 
 def fit(task: Task, data: Data, method: str, seed: int, epochs: int | None = None) -> dict[str, float]:
@@ -145,15 +147,23 @@ def runs(
 
 
 def summarize(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row per task and method: means over the seeds, and the standard deviation of the accuracy."""
+    """A row per task and method: means over the seeds, the accuracy's spread, and what it gained on plain training.
+
+    Subset, first weights and order are those of plain training with the same seed, so that the gain is a paired one;
+    its standard error stands beside it.
+    """
     rows = []
+    plain = {(run["task"], run["seed"]): run["test"] for run in found if run["method"] == "plain"}
     for name, method in dict.fromkeys((run["task"], run["method"]) for run in found):
         own = [run for run in found if (run["task"], run["method"]) == (name, method)]
+        gains = [run["test"] - plain[name, run["seed"]] for run in own if (name, run["seed"]) in plain]
         row: dict[str, Any] = {"task": name, "method": method, "seeds": len(own)}
         for key in ("test", "test class 0", "rare", "others", "effective", "seconds", "steps"):
             values = [run[key] for run in own if key in run]
             row[key] = statistics.mean(values) if values else ""
         row["spread"] = statistics.stdev(run["test"] for run in own) if len(own) > 1 else 0.0
+        row["gain"] = statistics.mean(gains) if gains and method != "plain" else ""
+        row["error"] = statistics.stdev(gains) / len(gains) ** 0.5 if row["gain"] != "" and len(gains) > 1 else ""
         row["paper"] = TASKS[name].paper.get(method, "")
         rows.append(row)
     return rows
@@ -165,6 +175,8 @@ def show(rows: list[dict[str, Any]]) -> None:
         "method": "method",
         "test": "test accuracy",
         "spread": "±",
+        "gain": "on plain",
+        "error": "± (standard error)",
         "test class 0": "of class 0",
         "rare": "weight of class 0",
         "others": "of the others",
