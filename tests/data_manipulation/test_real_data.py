@@ -1,4 +1,4 @@
-import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +25,18 @@ PROTOCOLS = {
 MINORITIES = {"sst2_imbalance": (0.05, 50), "cifar10_imbalance": (0.1, 100)}
 
 
-@pytest.fixture(autouse=True)
-def _decode_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(HubImageDataModule, "_decode", _decoded)
+@pytest.fixture(autouse=True, scope="module")
+def _pictures_decoded_once() -> Iterator[None]:
+    decode, known = HubImageDataModule._decode, {}
 
+    def once(self: HubImageDataModule, rows: Any, column: str, split: str) -> torch.Tensor:
+        if split not in known:
+            known[split] = decode(self, rows, column, split)
+        return known[split]
 
-@functools.cache
-def _pictures(folder: str, split: str) -> torch.Tensor:
-    data = HubImageDataModule(data_dir=folder)
-    rows = data.source.rows(split)  # type: ignore[arg-type]
-    return DECODE(data, rows, "img", split)
-
-
-DECODE = HubImageDataModule._decode
-
-
-def _decoded(self: HubImageDataModule, rows: Any, column: str, split: str) -> torch.Tensor:
-    return _pictures(str(self.source.data_dir), split)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HubImageDataModule, "_decode", once)
+        yield
 
 
 def _data(config: str, root: Path, cache: Path, **degradation: Any) -> Any:
@@ -50,7 +45,7 @@ def _data(config: str, root: Path, cache: Path, **degradation: Any) -> Any:
     options = section["init_args"]
     options["degradation"] = Degradation(**{**options["degradation"], **degradation})
     if "label_column" in options:
-        options["label_column"] = "label"
+        options["label_column"] = "label"  # the local TREC has no other
     kinds: dict[str, Any] = {"HubTextDataModule": HubTextDataModule, "HubImageDataModule": HubImageDataModule}
     data = kinds[section["class_path"]](data_dir=root / PROTOCOLS[config][0], cache_dir=cache, **options)
     data.setup("fit")
