@@ -114,7 +114,7 @@ class Stepper:
         reduction = Reduction(None)
         if self.run is not None:
             learns = self.steps % self.every == 0
-            reduction = Reduction(self.run.before_step(self.batch, learns, self.steps))
+            reduction = self.run.before_step(self.batch, learns, self.steps)
         self.module.__dict__[ATTRIBUTE] = reduction
         self.optimizer.zero_grad()
         reduction(self.module.per_sample_loss(self.batch)).backward()

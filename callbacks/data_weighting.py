@@ -158,13 +158,13 @@ class DataWeighting(Callback):
         if not self._probed and self.strategy.needs_gains:
             self._run.probe(batch)
             self._probed = True
-        epoch, weights = trainer.current_epoch, None
+        epoch, reduction = trainer.current_epoch, Reduction(None)
         if epoch >= self.warmup_epochs:
             frozen = self.freeze_after is not None and epoch >= self.freeze_after
             due = (batch_idx + epoch) % self.every_n_steps == 0
             learns = self.strategy.needs_gains and due and not frozen
-            weights = self._run.before_step(batch, learns, trainer.global_step)
-        pl_module.__dict__[ATTRIBUTE] = Reduction(weights)
+            reduction = self._run.before_step(batch, learns, trainer.global_step)
+        pl_module.__dict__[ATTRIBUTE] = reduction
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -173,11 +173,13 @@ class DataWeighting(Callback):
         reduction: Reduction | None = pl_module.__dict__.pop(ATTRIBUTE, None)
         if self._run is None or reduction is None:
             return
-        if not reduction.used and outputs is not None:
-            raise MisconfigurationException(
-                f"training_step of {type(pl_module).__name__} did not ask for the weights. Return"
-                " weighted_mean(self, losses) there, or name the loss module that it calls by criterion=."
-            )
+        if not reduction.used:
+            self._run.drop_pending(batch)
+            if outputs or (outputs is not None and not pl_module.automatic_optimization):  # else it returned None
+                raise MisconfigurationException(
+                    f"training_step of {type(pl_module).__name__} did not ask for the weights. Return"
+                    " weighted_mean(self, losses) there, or name the loss module that it calls by criterion=."
+                )
         self._run.after_step(trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -217,6 +219,7 @@ class DataWeighting(Callback):
         if self._losses is not None:
             self._losses.remove()
         if self._run is not None:
+            self._run.drop_pending()
             self._result, self._saved = self._run.sample_weights(), self._run.state_dict()
         pl_module.__dict__.pop(ATTRIBUTE, None)
         self._losses = self._run = None

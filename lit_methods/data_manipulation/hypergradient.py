@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_methods.data_manipulation.derivatives import Derivative, FiniteDifference
 from lit_methods.data_manipulation.lookahead import LookAhead, TrainingStep
@@ -26,6 +26,16 @@ class Gains(NamedTuple):
     val_loss: Tensor | None
 
 
+class Record(Protocol):
+    """What a hypergradient takes out of a training step while it runs."""
+
+    def __call__(self, losses: Tensor) -> None:
+        """Sees the step's losses `(B,)`, unweighted, before their mean."""
+
+    def remove(self) -> None:
+        """Ends the watch."""
+
+
 class Hypergradient:
     """Gradient of the validation loss after one training step.
 
@@ -35,12 +45,17 @@ class Hypergradient:
             `AtTheta()` where there is no training step to follow.
         refresh_every: Steps that share one validation gradient.
 
+    Attributes:
+        keeps_origin: Whether a look-ahead that follows the training step needs `theta` from before it.
+
     Guarantees:
         - Parameters, their `.grad`, and the state of the optimizer are bit for bit what they were.
 
     Raises:
         ValueError: If `refresh_every` is below 1.
     """
+
+    keeps_origin = True
 
     def __init__(
         self, derivative: Derivative | None = None, lookahead: LookAhead | None = None, refresh_every: int = 1
@@ -53,7 +68,17 @@ class Hypergradient:
         self._age = 0
         self._slope: list[Tensor] | None = None
 
-    def gains(self, problem: Problem, weights: Tensor | None = None, origin: Sequence[Tensor] | None = None) -> Gains:
+    def watch(self, module: nn.Module) -> Record | None:
+        """Begins to watch a training step of a module; None where nothing of it is needed."""
+        return None
+
+    def gains(
+        self,
+        problem: Problem,
+        weights: Tensor | None = None,
+        origin: Sequence[Tensor] | None = None,
+        records: Sequence[Record] = (),
+    ) -> Gains:
         """Effect of each example's share `q_i` on the validation loss after one step.
 
         Args:
@@ -62,6 +87,7 @@ class Hypergradient:
                 `theta`.
             origin: `theta` before the training step, for a look-ahead that follows it; None where the parameters are
                 still `theta`.
+            records: What `watch` gave for each micro-batch of the training step.
 
         Returns:
             The gains. Over all processes, `weights` and the result are those of this process' own examples.

@@ -17,13 +17,17 @@ ATTRIBUTE = "sample_weighting"
 class Reduction:
     """The weights of the present batch, which a callback leaves on a module.
 
-    Attributes:
+    Args:
         weights: Relative weights `(B,)`; None for the plain mean.
+        observe: Is shown the losses before their mean.
+
+    Attributes:
         used: Whether a training step has asked for them.
     """
 
-    def __init__(self, weights: Tensor | None) -> None:
+    def __init__(self, weights: Tensor | None, observe: Callable[[Tensor], None] | None = None) -> None:
         self.weights = weights
+        self.observe = observe
         self.used = False
 
     def __call__(self, losses: Tensor) -> Tensor:
@@ -40,6 +44,8 @@ class Reduction:
                 f"The loss has shape {tuple(losses.shape)} before its mean, but there is one weight per example,"
                 f" {tuple(self.weights.shape)}. Reduce it to one value per example first."
             )
+        if self.observe is not None:
+            self.observe(losses)
         return (losses * self.weights).mean()
 
 

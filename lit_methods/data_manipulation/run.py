@@ -15,10 +15,10 @@ from torch.optim import Optimizer
 
 from lit_methods.data_manipulation.functional import effective_sample_size
 from lit_methods.data_manipulation.guards import Reader, check_batch_size, read_index, read_labels
-from lit_methods.data_manipulation.hypergradient import Hypergradient
+from lit_methods.data_manipulation.hypergradient import Hypergradient, Record
 from lit_methods.data_manipulation.problem import ModesKept, Problem, random_state_kept
 from lit_methods.data_manipulation.processes import Share, average, gather, is_distributed, share_of
-from lit_methods.data_manipulation.reduction import PerSampleLosses
+from lit_methods.data_manipulation.reduction import PerSampleLosses, Reduction
 from lit_methods.data_manipulation.strategies import SampleBatch, WeightingStrategy
 from lit_methods.data_manipulation.validation import ValidationStream
 
@@ -44,6 +44,7 @@ class Weighed:
     known: SampleBatch
     share: Share
     weights: Tensor
+    record: Record | None = None
 
 
 class WeightingRun:
@@ -95,21 +96,23 @@ class WeightingRun:
         with self._quiet(), torch.no_grad():
             check_batch_size(self.losses(batch), index)
 
-    def before_step(self, batch: Any, learns: bool, global_step: int) -> Tensor:
-        """This process' weights of a batch `(B,)`; the weights learn first where the look-ahead comes first."""
+    def before_step(self, batch: Any, learns: bool, global_step: int) -> Reduction:
+        """This process' weights of a batch; they learn first where the look-ahead comes first."""
         known, share = self._read(batch)
         first = learns and not self.hypergradient.lookahead.follows_training
         if first:
             self._learn([Weighed(batch, known, share, self.strategy.weights(known))])
-        weights = self.strategy.weights(known)
+        weights, record = self.strategy.weights(known), None
         if learns and not first:
-            if self._origin is None:
-                self._origin = [p.data.clone() for p in self._problem([]).parameters]
+            if not self._pending:
+                if self.hypergradient.keeps_origin:
+                    self._origin = [p.data.clone() for p in self._problem([]).parameters]
                 self._step = global_step
-            self._pending.append(Weighed(batch, known, share, weights))
+            record = self.hypergradient.watch(self.module)
+            self._pending.append(Weighed(batch, known, share, weights, record))
         self._note(known, weights)
         own = share.own(weights)
-        return own if share.scale == 1 else own * share.scale
+        return Reduction(own if share.scale == 1 else own * share.scale, record)
 
     def after_step(self, global_step: int) -> None:
         """The weights learn from the training step, once it was taken."""
@@ -117,9 +120,14 @@ class WeightingRun:
             self._learn(self._pending)
             self.drop_pending()
 
-    def drop_pending(self) -> None:
-        """Forgets batches whose training step was left out."""
-        self._pending, self._origin = [], None
+    def drop_pending(self, batch: Any = None) -> None:
+        """Forgets batches whose training step was left out: one, or all."""
+        for one in self._pending:
+            if one.record is not None:
+                one.record.remove()
+        self._pending = [] if batch is None else [one for one in self._pending if one.batch is not batch]
+        if not self._pending:
+            self._origin = None
 
     def take_figures(self) -> dict[str, float]:
         """Mean figures of the batches since the last call; empty without any."""
@@ -150,8 +158,9 @@ class WeightingRun:
         """One hypergradient over all micro-batches of a training step, then a step of each one's weights."""
         problem = self._problem(weighed)
         own = torch.cat([one.share.own(one.weights) * one.share.scale for one in weighed])
+        records = [one.record for one in weighed if one.record is not None]
         with self._quiet():
-            gains, val_loss = self.hypergradient.gains(problem, own, self._origin)
+            gains, val_loss = self.hypergradient.gains(problem, own, self._origin, records)
         if val_loss is not None:
             self.meters["val_loss"] += val_loss
             self.meters["val_losses"] += 1

@@ -116,10 +116,17 @@ class HuggingFaceEncoder(nn.Module):
                     f" by `hf download {pretrained}`."
                 ) from error
         self.hidden_size: int = self.model.config.hidden_size
+        embeddings = getattr(self.model, "embeddings", None)
+        table = getattr(embeddings, "position_embeddings", None)
+        self._counts_from_zero = hasattr(embeddings, "position_ids") and getattr(table, "padding_idx", 0) is None
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Hidden states ``(B, T, D)`` of token ids and mask (1: token, 0: padding), ``(B, T)`` each."""
-        return cast(Tensor, self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state)
+        positions = {}
+        if self._counts_from_zero:  # one row per text: private training needs each example's own gradient
+            positions["position_ids"] = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, **positions)
+        return cast(Tensor, output.last_hidden_state)
 
 
 class TransformerSeq2Seq(nn.Module):

@@ -1,0 +1,100 @@
+"""Methods together: attention in less memory beside each of the others, on a Hugging Face encoder."""
+
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lit_methods import DataWeighting, SoftmaxApproximation, SpectralDistillation
+from lit_methods.softmax_approximation.networks import HuggingFaceEncoder
+from tests.callbacks.toys import CLASSES, private, toy_trainer
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:No validation dataloader", "ignore:.*delta=", "ignore:You defined a .validation_step. but have no"
+)
+TEXTS, TOKENS, WORDS = 16, 5, 20
+BERT = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+class Reader(LightningModule):
+    """A BERT of somebody else's project."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = HuggingFaceEncoder("bert", {"vocab_size": WORDS, **BERT, **STILL})
+        self.head = nn.Linear(8, CLASSES)
+        self.loss = nn.CrossEntropyLoss()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        hidden = self.encoder(batch[0], torch.ones_like(batch[0]))
+        return self.loss(self.head(hidden.mean(1)), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.2)
+
+
+def _loader() -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(1)
+    words = torch.randint(WORDS, (TEXTS, TOKENS), generator=generator)
+    return DataLoader(TensorDataset(words, words[:, 0] % CLASSES, torch.arange(TEXTS)), 8)
+
+
+def _fit(*callbacks: Any) -> Reader:
+    module = Reader()
+    torch.manual_seed(2)
+    toy_trainer(*callbacks, max_epochs=2).fit(module, _loader())
+    return module
+
+
+def _weighting() -> DataWeighting:
+    return DataWeighting(DataLoader(_loader().dataset, 4), criterion="loss", warmup_epochs=0)
+
+
+OTHERS = {
+    "privacy": lambda: private(max_grad_norm=0.5),
+    "weighting": _weighting,
+    "spectral distillation": lambda: SpectralDistillation(0.5),
+}
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("other", OTHERS)
+def test_exact_attention_in_less_memory_changes_nothing_of_the_other(other: str, first: bool) -> None:
+    alone = _fit(OTHERS[other]())
+    softmax, method = SoftmaxApproximation("recompute"), OTHERS[other]()
+    both = _fit(*((softmax, method) if first else (method, softmax)))
+    plain = _fit()
+    for found, expected in zip(both.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(alone.head.weight, plain.head.weight, atol=1e-4)
+    assert softmax.coverage is not None
+    assert [row.route for row in softmax.coverage.rows.values()] == ["hugging face"]
+
+
+def test_four_bits_change_each_a_little() -> None:
+    for other in OTHERS.values():
+        alone, both = _fit(other()), _fit(SoftmaxApproximation("log4"), other())
+        away = max(
+            float((found - expected).detach().abs().max())
+            for found, expected in zip(both.parameters(), alone.parameters(), strict=True)
+        )
+        assert 0 < away < 0.05
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra"])
+def test_positions_of_each_text_are_those_of_the_model(kind: str) -> None:
+    sizes = {"vocab_size": WORDS, **BERT, "dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 8, "embedding_size": 8}
+    encoder = HuggingFaceEncoder(kind, sizes).eval()
+    words, seen = _loader().dataset.tensors[0], []
+    embeddings = encoder.model.embeddings.position_embeddings
+    handle = embeddings.register_forward_hook(lambda layer, inputs, output: seen.append(inputs[0]))
+    found = encoder(words, torch.ones_like(words))
+    handle.remove()
+    expected = encoder.model(input_ids=words, attention_mask=torch.ones_like(words)).last_hidden_state
+    assert torch.equal(found, expected)
+    assert seen[0].shape == words.shape
