@@ -108,6 +108,7 @@ METHODS: dict[str, Callable[[], Strategy]] = {
     "FedRep": FedRep,
     "FedRoD": FedRoD,
     "Ditto 0.03": lambda: Ditto(0.03),
+    "spectral, both 0": lambda: SpectralCoDistillation(0.0, 0.0),
     "spectral 0.3 / 0.4": SpectralCoDistillation,
     "spectral 0.3 / 0.4, teacher's norm": lambda: SpectralCoDistillation(weight_scale="teacher_norm"),
     "spectral 0.3 / 0.4 and prox 0.03": lambda: SpectralCoDistillation(prox_weight=0.03),
