@@ -180,8 +180,9 @@ def train(
         check_val_every_n_epoch=rounds,
     )  # fmt: skip
     trainer.fit(module, datamodule=clients(name, p, alpha, seed, tuning))
-    figures = {key: float(value) for key, value in trainer.callback_metrics.items()}
-    return {key: value for key, value in figures.items() if key.startswith(KEPT)}
+    return {
+        key: float(f"{float(value):.6g}") for key, value in trainer.callback_metrics.items() if key.startswith(KEPT)
+    }
 
 
 Run = dict[str, Any]
@@ -227,23 +228,23 @@ def work(runs: Sequence[Run], path: Path, hours: float) -> None:
             break
         begin = time.process_time()
         figures = train(run["data"], run["p"], run["alpha"], METHODS[run["method"]](), run["seed"])
-        line = json.dumps(run | figures | {"cpu_seconds": time.process_time() - begin})
+        line = json.dumps(run | figures | {"cpu_seconds": round(time.process_time() - begin, 2)})
         with path.open("a") as file:
             file.write(line + "\n")
 
 
 def rows_of(done: Sequence[Run]) -> list[Run]:
-    """Mean and standard deviation over the seeds for each data set, skew and method."""
-    groups: dict[tuple[Any, ...], list[Run]] = {}
-    for run in done:
-        groups.setdefault((run["data"], run["p"], run["alpha"], run["method"]), []).append(run)
-    numbers = ("val/", "spec/", "federated/", "time/")
-    return [
-        dict(zip(("data", "p", "alpha", "method"), key, strict=True))
-        | {"seeds": len(runs)}
-        | summary([{name: value for name, value in run.items() if name.startswith(numbers)} for run in runs])
-        for key, runs in groups.items()
-    ]
+    """Mean and standard deviation over the seeds for each data set, skew and method, in the order of `METHODS`."""
+    cells = dict.fromkeys((run["data"], run["p"], run["alpha"]) for run in done)
+    rows = []
+    for data, p, alpha in cells:
+        for method in METHODS:
+            row: Run = {"data": data, "p": p, "alpha": alpha, "method": method}
+            runs = [run for run in done if row.items() <= run.items()]
+            figures = [{name: value for name, value in run.items() if name.startswith(KEPT)} for run in runs]
+            if runs:
+                rows.append(row | {"seeds": len(runs)} | summary(figures))
+    return rows
 
 
 COLUMNS = {
@@ -314,21 +315,23 @@ def draw(rows: Sequence[Run], path: Path) -> None:
     from matplotlib.figure import Figure
 
     cells = list(dict.fromkeys((row["data"], row["p"], row["alpha"]) for row in rows))
-    figure = Figure(figsize=(3.4 * len(cells), 4.2), layout="constrained")
-    grid = figure.subplots(1, len(cells), squeeze=False, sharey=True)[0]
-    for axes, (name, p, alpha) in zip(grid, cells, strict=True):
-        chosen = [row for row in rows if (row["data"], row["p"], row["alpha"]) == (name, p, alpha)][::-1]
+    methods = [method for method in METHODS if any(row["method"] == method for row in rows)][::-1]
+    columns = min(len(cells), len(SKEWS))
+    figure = Figure(figsize=(3.2 * columns + 1.6, 3.2 * -(-len(cells) // columns) + 0.6), layout="constrained")
+    grid = figure.subplots(-(-len(cells) // columns), columns, squeeze=False, sharey=True).flat
+    for axes, (name, p, alpha) in zip(grid, cells, strict=False):
+        chosen = {row["method"]: row for row in rows if (row["data"], row["p"], row["alpha"]) == (name, p, alpha)}
         for key, label, marker in (
             ("val/personal_acc", "personal, on the clients' distributions", "o"),
             ("val/generic_acc", "generic, on the global test set", "s"),
         ):
-            known = [(i, row[key]) for i, row in enumerate(chosen) if key in row]
+            known = [(i, chosen[method][key]) for i, method in enumerate(methods) if key in chosen.get(method, {})]
             axes.errorbar(
                 [value for _, (value, _) in known], [i for i, _ in known], xerr=[spread for _, (_, spread) in known],
                 fmt=marker, capsize=3, label=label,
             )  # fmt: skip
-        axes.set_yticks(range(len(chosen)), [row["method"] for row in chosen])
-        axes.set_title(f"{TASKS[name].title}\np = {p}, α = {alpha:g}")
+        axes.set_yticks(range(len(methods)), methods)
+        axes.set_title(f"{TASKS[name].title}, p = {p}, α = {alpha:g}", fontsize="medium")
         axes.set_xlabel("accuracy")
         axes.grid(axis="x", alpha=0.3)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
