@@ -35,7 +35,6 @@ from lit_methods.datamodules import HubImageDataModule, OpenSetDataModule
 from lit_methods.datamodules.open_set_split import SIX_ANIMAL_CLASSES, SIX_ANIMAL_UNLABELED
 from lit_methods.semi_supervised import (
     DiscriminatorWeightedDiffusion,
-    FixedClass,
     FixMatch,
     FixMatchCosine,
     FrozenRelevance,

@@ -10,7 +10,6 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-
 CLASS_COUNT = "lit_methods_num_classes"
 """Where a checkpoint keeps its number of classes; `load_from_checkpoint` overwrites the hyperparameters' entry."""
 

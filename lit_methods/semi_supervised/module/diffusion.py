@@ -249,9 +249,7 @@ class DiscriminatorWeightedDiffusion(LightningModule):
             return encode(self.autoencoder, images)
         return self._latents.encode(self.autoencoder, images, index, flips.cpu())
 
-    def _errors(
-        self, network: nn.Module, parts: list[Tensor], classes: Tensor, draws: list[DiffusionDraws]
-    ) -> Tensor:
+    def _errors(self, network: nn.Module, parts: list[Tensor], classes: Tensor, draws: list[DiffusionDraws]) -> Tensor:
         """Squared error of the noise prediction of each latent, `(B,)`; each part has its own draws."""
         latents, sizes = torch.cat(parts), [len(part) for part in parts]
         steps = len(self.alphas_cumprod)
