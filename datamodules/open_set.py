@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from .dataset import ImageDataset, collate_images
 from .image_folder import read_synthetic
 from .images import ImageDataModule
-from .open_set_split import OpenSetSplit
+from .open_set_split import OpenSetSplit, read_positions
 from .repeating_sampler import RepeatingSampler
 
 Unlabeled = tuple[Tensor, Tensor, Tensor]
@@ -64,6 +64,8 @@ class OpenSetDataModule(LightningDataModule):
             validation part if it has one.
         include_labeled: Whether labelled images are in the pool too.
         extra_unlabeled: A second source whose training images join the pool, all of unknown classes.
+        pool_file: JSON file of the positions in the pool that are kept, as `RelevanceDiscriminator(selection_file=...)`
+            writes it: the arm that only filters. None keeps all.
         synthetic_dir: What `SyntheticImageWriter` has written; None for none.
         synthetic_as: "unlabeled" puts it in the place of the pool (DWD-UT), "labeled" trains on it with the labels
             it was generated for (DWD-SL).
@@ -100,6 +102,7 @@ class OpenSetDataModule(LightningDataModule):
         val_per_class: int = 0,
         include_labeled: bool = False,
         extra_unlabeled: ImageDataModule | None = None,
+        pool_file: str | Path | None = None,
         synthetic_dir: str | Path | None = None,
         synthetic_as: Literal["unlabeled", "labeled"] = "unlabeled",
         batch_size: int = 64,
@@ -130,7 +133,7 @@ class OpenSetDataModule(LightningDataModule):
         self.known_classes, self.labels_per_class = tuple(known_classes), labels_per_class
         self.unlabeled_classes, self.unlabeled_per_class = unlabeled_classes, unlabeled_per_class
         self.mismatch, self.val_per_class, self.include_labeled = mismatch, val_per_class, include_labeled
-        self.synthetic_dir, self.synthetic_as = synthetic_dir, synthetic_as
+        self.pool_file, self.synthetic_dir, self.synthetic_as = pool_file, synthetic_dir, synthetic_as
         self.batch_size, self.unlabeled_ratio, self.steps_per_epoch = batch_size, unlabeled_ratio, steps_per_epoch
         self.evaluate_unlabeled, self.split_seed = evaluate_unlabeled, split_seed
         self.split_file, self.num_workers = split_file, num_workers
@@ -236,6 +239,9 @@ class OpenSetDataModule(LightningDataModule):
                 shape = None if extra is None else tuple(extra[0].shape[1:])
                 raise ValueError(f"extra_unlabeled has images {shape}, the source {tuple(pool.shape[1:])}.")
             pool, known = torch.cat([pool, extra[0]]), torch.cat([known, torch.zeros(len(extra[0]), dtype=torch.int64)])
+        if self.pool_file is not None:
+            kept = read_positions(self.pool_file, len(pool))
+            pool, known = pool[kept], known[kept]
         self.unlabeled_set = UnlabeledImages(self._dataset(pool, torch.zeros_like(known)), known)
         if self.synthetic_dir is not None:
             self._read_synthetic(self.synthetic_dir, (pool.shape[1], pool.shape[2], pool.shape[3]))

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .errors import DatasetNotFoundError
+
 SIX_ANIMAL_CLASSES = (2, 3, 4, 5, 6, 7)
 """Known classes of the six-animal task on CIFAR-10: bird, cat, deer, dog, frog, horse (Oliver et al. 2018)."""
 
@@ -140,6 +142,35 @@ class OpenSetSplit:
             raise ValueError(f"split_file={path} was written for other data; name another file, or delete this one.")
         parts = {name: torch.tensor(content[name], dtype=torch.int64) for name in ("labeled", "unlabeled", "val")}
         return OpenSetSplit(tuple(content["known_classes"]), **parts, digest=content["digest"])
+
+
+def read_positions(path: str | Path, pool_size: int) -> Tensor:
+    """Reads which images of a pool to keep.
+
+    Args:
+        path: JSON file with the size of the pool as `pool` and ascending `positions` in it.
+        pool_size: Number of images of the pool that it is to be used on.
+
+    Returns:
+        Positions `(N,)`, at least one.
+
+    Raises:
+        DatasetNotFoundError: If there is no such file.
+        ValueError: If it is of a pool of another size, or keeps nothing.
+    """
+    if not Path(path).is_file():
+        raise DatasetNotFoundError(
+            "The positions to keep", [Path(path)], "Run `predict` with RelevanceDiscriminator(selection_file=...)."
+        )
+    content = json.loads(Path(path).read_text())
+    if content["pool"] != pool_size:
+        raise ValueError(
+            f"pool_file={path} is of a pool of {content['pool']} images, this one has {pool_size}; write it anew with "
+            "the same data settings."
+        )
+    if not content["positions"]:
+        raise ValueError(f"pool_file={path} keeps no image of the pool; lower the threshold, or train longer.")
+    return torch.tensor(content["positions"], dtype=torch.int64)
 
 
 def _checked_classes(name: str, classes: Sequence[int], present: set[int]) -> tuple[int, ...]:

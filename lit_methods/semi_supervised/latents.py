@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_methods.semi_supervised.cache import ExampleCache
+
 
 @torch.no_grad()
 def encode(autoencoder: Any, images: Tensor) -> Tensor:
@@ -27,3 +29,29 @@ def decode(autoencoder: Any, latents: Tensor) -> Tensor:
         return latents
     images: Tensor = autoencoder.decode(latents / autoencoder.config.scaling_factor).sample
     return images
+
+
+class LatentCache:
+    """Latents of the pool by position, one for each mirroring, in memory of the CPU: encoded once, not in each step."""
+
+    def __init__(self) -> None:
+        self._latents = ExampleCache()
+
+    def encode(self, autoencoder: Any, images: Tensor, index: Tensor, flips: Tensor) -> Tensor:
+        """Scaled latents `(B, c, h, w)`, from the table where they are there.
+
+        Args:
+            autoencoder: As for `encode`.
+            images: Images, already mirrored, `(B, C, H, W)`.
+            index: Their positions in the pool `(B,)`, on the CPU.
+            flips: Whether each is mirrored `(B,)` bool, on the CPU.
+        """
+        rows = 2 * index + flips
+        missing = self._latents.missing(rows)
+        if bool(missing.any()):
+            self._latents.put(rows[missing], encode(autoencoder, images[missing.to(images.device)]))
+        return self._latents.get(rows).to(images.device, non_blocking=True)
+
+    def clear(self) -> None:
+        """Forgets all latents."""
+        self._latents.clear()

@@ -10,6 +10,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+CLASS_COUNT = "lit_methods_num_classes"
+"""Where a checkpoint keeps its number of classes; `load_from_checkpoint` overwrites the hyperparameters' entry."""
+
 
 def with_scheduler(optimizer: Optimizer, scheduler: LRSchedulerCallable | None) -> OptimizerLRScheduler:
     """The optimizer and, if given, its scheduler, stepped after each optimizer step."""
@@ -22,6 +25,20 @@ def draws_figures(trainer: Trainer) -> bool:
     """Whether this process would send a figure anywhere."""
     quiet = trainer.sanity_checking or cast(Any, trainer).fast_dev_run
     return bool(trainer.loggers) and trainer.is_global_zero and not quiet
+
+
+def check_class_count(checkpoint: dict[str, Any], num_classes: int) -> None:
+    """Refuses a checkpoint of another number of classes.
+
+    Raises:
+        ValueError: If it says so.
+    """
+    found = checkpoint.get(CLASS_COUNT, num_classes)
+    if found != num_classes:
+        raise ValueError(
+            f"The checkpoint is of num_classes={found}, this model has num_classes={num_classes}; build it with the "
+            "checkpoint's number, or train anew."
+        )
 
 
 class FixMatchCosine(LambdaLR):

@@ -1,5 +1,6 @@
 """Open-set splits: disjoint parts, the promised mismatch, the six-animal protocol, and batches in step (card 8.11)."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -253,6 +254,32 @@ def test_other_images_are_refused(tmp_path: Path) -> None:
         _ready(synthetic_dir=tmp_path)
     with pytest.raises(ValueError, match=r"extra_unlabeled has images \(1, 8, 8\), the source \(1, 2, 2\)"):
         _ready(extra_unlabeled=DigitsDataModule())
+
+
+def test_filtered_pool_keeps_the_named_positions(tmp_path: Path) -> None:
+    whole, path = _ready(), tmp_path / "kept.json"
+    path.write_text(json.dumps({"pool": len(whole.unlabeled_set), "positions": [3, 5, 60]}))
+    data = _ready(pool_file=path)
+    expected = whole.unlabeled_set.__getitems__([3, 5, 60])
+    images, index, known = data.unlabeled_set.__getitems__(range(3))
+    assert torch.equal(images, expected[0])
+    assert index.tolist() == [0, 1, 2]
+    assert torch.equal(known, expected[2])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"pool": 7, "positions": [1]}, "is of a pool of 7 images, this one has 192"),
+        ({"pool": 192, "positions": []}, "keeps no image of the pool"),
+    ],
+)
+def test_other_filters_are_refused(content: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DatasetNotFoundError, match="selection_file"):
+        _ready(pool_file=tmp_path / "kept.json")
+    (tmp_path / "kept.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        _ready(pool_file=tmp_path / "kept.json")
 
 
 def test_use_before_setup_is_refused() -> None:

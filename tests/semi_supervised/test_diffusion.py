@@ -296,20 +296,48 @@ def test_other_class_choices(tmp_path: Path) -> None:
         toy_trainer(Parts(module, [], data), tmp_path).predict(module, datamodule=data)
 
 
+def _autoencoder() -> AutoencoderKL:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoencoderKL(
+            in_channels=1,
+            out_channels=1,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(4, 4),
+            norm_num_groups=2,
+            layers_per_block=1,
+            latent_channels=1,
+            sample_size=8,
+            scaling_factor=0.5,
+        )
+
+
+def _fit_latents(folder: Path, **arguments: Any) -> tuple[DiscriminatorWeightedDiffusion, int]:
+    """A module after four epochs on latents, and how many images were encoded."""
+    images, labels, pool = toy_images(size=8)
+    seen, vae = [], _autoencoder()
+    vae.encoder.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    relevance = FrozenRelevance(tiny_discriminator(8), 0.5)
+    module = tiny_diffusion(autoencoder=vae, relevance=relevance, horizontal_flip=True, **arguments)
+    data = type(toy_data())(images, labels, pool, torch.ones(len(pool)))
+    toy_trainer(Parts(module, [], data), folder, max_epochs=4, limit_val_batches=0).fit(module, datamodule=data)
+    return module, sum(seen)
+
+
+def test_kept_latents_are_those_of_encoding_each_step(tmp_path: Path) -> None:
+    encoded, each_step = _fit_latents(tmp_path)
+    kept, once = _fit_latents(tmp_path, cache_latents=True)
+    torch.testing.assert_close(kept.unet.state_dict(), encoded.unet.state_dict(), rtol=1e-3, atol=1e-4)
+    assert each_step == 4 * (48 + 96)
+    assert 4 * 48 + 96 < once <= 4 * 48 + 2 * 96
+    kept.on_fit_start()
+    assert kept._latents is not None
+    assert bool(kept._latents._latents.missing(torch.arange(192)).all())
+
+
 def test_autoencoder_is_frozen_and_its_latents_are_diffused(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        in_channels=1,
-        out_channels=1,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(4, 4),
-        norm_num_groups=2,
-        layers_per_block=1,
-        latent_channels=1,
-        sample_size=8,
-        scaling_factor=0.5,
-    )
+    vae = _autoencoder()
     images, labels, pool = toy_images(size=8)
     known = torch.ones(len(pool))
     relevance = FrozenRelevance(tiny_discriminator(8), 0.5)
@@ -372,7 +400,7 @@ def test_bad_batches_are_refused() -> None:
 def test_checkpoint_of_another_class_count_is_refused(tmp_path: Path) -> None:
     module = tiny_diffusion()
     _fit(module, tmp_path).save_checkpoint(tmp_path / "two.ckpt")
-    with pytest.raises(RuntimeError, match=r"size mismatch for unet\.class_embedding"):
+    with pytest.raises(ValueError, match="The checkpoint is of num_classes=2, this model has num_classes=3"):
         DiscriminatorWeightedDiffusion.load_from_checkpoint(
             tmp_path / "two.ckpt",
             unet=tiny_unet(3),

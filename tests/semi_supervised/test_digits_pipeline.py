@@ -1,6 +1,7 @@
 """The whole of DWD on digits: four commands in a row, and the composition of the null class, the test of the method."""
 
 import csv
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,29 +32,43 @@ from tests.entries.toys import Parts
 QUICK = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 RUNS = "runs/semi_supervised"
 DIFFUSION = "semi_supervised/digits_diffusion.yaml"
+README = Path(__file__).parents[2] / "lit_methods/semi_supervised/README.md"
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists")
-def test_four_commands_in_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_for_all_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     few = [*QUICK, "--data.steps_per_epoch=2"]
     with pytest.raises(FileNotFoundError, match="train a RelevanceDiscriminator first"):
         main(["fit", "-c", DIFFUSION, *few])
-    main(["fit", "-c", "semi_supervised/digits_discriminator.yaml", *few])
-    main(["fit", "-c", DIFFUSION, *few])
-    predict = ["predict", "-c", DIFFUSION, f"--ckpt_path={RUNS}/digits_diffusion/last.ckpt", "--data.batch_size=512"]
-    main([*predict, *QUICK, "--model.transformation.num_inference_steps=1"])
+    block = README.read_text().split("bash -e <<'END'\n")[1].split("\nEND")[0]
+    stages = [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
+    assert [stage[0] for stage in stages] == ["fit", "fit", "predict", "fit", "fit"]
+    fast = {"fit": few, "predict": [*QUICK, "--data.batch_size=512", "--model.transformation.num_inference_steps=1"]}
+    for stage in stages:
+        main([*stage, *fast[stage[0]], *(["--trainer.max_epochs=1"] if stage[0] == "fit" else [])])
     with Path(f"{RUNS}/digits_synthetic/metadata.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["index"]) for row in rows] == list(range(len(rows)))
     counts = [sum(row["label"] == str(k) for row in rows) for k in range(5)]
     assert max(counts) - min(counts) <= 1
     with pytest.raises(ValueError, match="num_inference_steps: 1 there, 2 here"):
-        main([*predict, *QUICK, "--model.transformation.num_inference_steps=2"])
+        main([*stages[2], *fast["predict"], "--model.transformation.num_inference_steps=2"])
     for config in ("digits_fixmatch", "digits_supervised"):
-        main(["fit", "-c", f"semi_supervised/{config}.yaml", *few, "--trainer.max_epochs=1"])
         assert Path(f"{RUNS}/{config}/last.ckpt").is_file()
+
+
+@pytest.mark.slow
+def test_pool_is_filtered_by_the_discriminator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "-c", "semi_supervised/digits_discriminator.yaml", *QUICK, "--data.steps_per_epoch=100"])
+    checkpoint = f"--ckpt_path={RUNS}/digits_discriminator/last.ckpt"
+    main(["predict", "-c", "semi_supervised/digits_discriminator.yaml", *QUICK, checkpoint])
+    data = _data(8, 1, pool_file=f"{RUNS}/digits_relevant.json")
+    data.setup("fit")
+    assert 50 < len(data.unlabeled_set) < 600
+    assert data.prior > 2 * 0.25
 
 
 def _data(batch_size: int, steps: int, **arguments: Any) -> OpenSetDataModule:
@@ -124,7 +139,7 @@ def test_null_class_and_transformation(tmp_path: Path) -> None:
         module = DiscriminatorWeightedDiffusion(
             _unet(), 5, relevance, ema_decay=0.99, optimizer=partial(torch.optim.AdamW, lr=2e-3)
         )
-        data = _data(8, 1500)
+        data = _data(32, 1000, unlabeled_ratio=1)
         trainer = _fit(module, data, tmp_path)
         data.batch_size = 256
 
@@ -144,5 +159,6 @@ def test_null_class_and_transformation(tmp_path: Path) -> None:
     assert composition[0] == pytest.approx(0.25, abs=0.1)
     assert composition[1] > 0.6
     assert composition[1] > 2 * composition[0]
+    assert hits[1.5] >= 0.8
     assert hits[1.0] < hits[1.5] < hits[3.0]
     assert abs(float(right[known].mean() - right[~known].mean())) < 0.1

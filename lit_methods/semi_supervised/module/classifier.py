@@ -16,7 +16,7 @@ from lit_methods.semi_supervised.draws import seeded, seeded_generator
 from lit_methods.semi_supervised.ema import ExponentialMovingAverage
 from lit_methods.semi_supervised.ssl_functional import gradients_agree, smoothed_targets
 from lit_methods.semi_supervised.strategies import Losses, OpenSetNetwork, Step, Strategy, Supervised
-from lit_methods.semi_supervised.training import with_scheduler
+from lit_methods.semi_supervised.training import CLASS_COUNT, check_class_count, with_scheduler
 
 _COUNT = "lit_methods_classifier_batches"
 
@@ -145,10 +145,11 @@ class SemiSupervisedClassifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the count that the draws depend on."""
-        checkpoint[_COUNT] = self._batches
+        checkpoint[_COUNT], checkpoint[CLASS_COUNT] = self._batches, self.num_classes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes it back."""
+        """Takes it back, unless it is of another number of classes."""
+        check_class_count(checkpoint, self.num_classes)
         self._batches, self._restored = checkpoint.get(_COUNT, 0), True
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

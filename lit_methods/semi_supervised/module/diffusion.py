@@ -14,9 +14,9 @@ from lit_methods.semi_supervised.batches import OpenSetBatch, Unlabeled, check_t
 from lit_methods.semi_supervised.draws import DiffusionDraws, seeded_generator
 from lit_methods.semi_supervised.ema import ExponentialMovingAverage
 from lit_methods.semi_supervised.functional import effective_sample_size, per_sample_error, weighted_diffusion_loss
-from lit_methods.semi_supervised.latents import encode
+from lit_methods.semi_supervised.latents import LatentCache, encode
 from lit_methods.semi_supervised.relevance import JointRelevance, Relevance, UniformRelevance
-from lit_methods.semi_supervised.training import draws_figures, with_scheduler
+from lit_methods.semi_supervised.training import CLASS_COUNT, check_class_count, draws_figures, with_scheduler
 from lit_methods.semi_supervised.transformation import Transformation
 
 _CACHED, _COUNT = "lit_methods_relevance", "lit_methods_diffusion_draws"
@@ -46,6 +46,8 @@ class DiscriminatorWeightedDiffusion(LightningModule):
         relevance: Weights of unlabelled images: `FrozenRelevance`, `JointRelevance`, or `UniformRelevance` (None).
         transformation: How prediction transforms images; None for `Transformation()`, the paper's.
         autoencoder: diffusers' `AutoencoderKL`, frozen; None for diffusion on pixels.
+        cache_latents: Whether the pool's latents are kept in memory between steps, one for each mirroring; labelled
+            images, the small part of a batch, are encoded in each step. Not in the checkpoint.
         noise_schedule: Arguments of diffusers' `DDPMScheduler`; None for 1000 steps of the linear schedule.
         label_dropout: Share of labelled images that train the null class instead.
         horizontal_flip: Whether images are mirrored at random.
@@ -57,7 +59,7 @@ class DiscriminatorWeightedDiffusion(LightningModule):
     Guarantees:
         - With every weight 1 and no label dropout the loss is plain diffusion on the concatenated batch.
         - No gradient of the diffusion loss reaches the discriminator.
-        - A run resumed after an epoch, with the same data, continues bit for bit.
+        - A run resumed after an epoch, with the same data, continues bit for bit; with `cache_latents` up to rounding.
         - The transformation of an image depends on its index, not on the batch, the process or a resume.
 
     Raises:
@@ -73,6 +75,7 @@ class DiscriminatorWeightedDiffusion(LightningModule):
         relevance: Relevance | None = None,
         transformation: Transformation | None = None,
         autoencoder: nn.Module | None = None,
+        cache_latents: bool = False,
         noise_schedule: dict[str, Any] | None = None,
         label_dropout: float = 0.1,
         horizontal_flip: bool = False,
@@ -100,6 +103,7 @@ class DiscriminatorWeightedDiffusion(LightningModule):
         self.relevance = UniformRelevance() if relevance is None else relevance
         self.transformation = Transformation() if transformation is None else transformation
         self.autoencoder = None if autoencoder is None else autoencoder.requires_grad_(False).eval()
+        self._latents = LatentCache() if cache_latents and autoencoder is not None else None
         self.noise_scheduler = DDPMScheduler(**({"beta_schedule": "linear"} | (noise_schedule or {})))
         self.register_buffer("alphas_cumprod", self.noise_scheduler.alphas_cumprod.clone(), persistent=False)
         self.ema = ExponentialMovingAverage(unet, ema_decay)
@@ -120,6 +124,8 @@ class DiscriminatorWeightedDiffusion(LightningModule):
         if not self._restored:
             self.relevance.start()
             self._batches = 0
+        if self._latents is not None:
+            self._latents.clear()
         self._restored = False
 
     def training_step(self, batch: OpenSetBatch, batch_idx: int) -> Tensor | None:
@@ -132,14 +138,11 @@ class DiscriminatorWeightedDiffusion(LightningModule):
         draws = [self._draws(_TRAINING, self._batches, part) for part in range(2)]
         labels = labels.masked_fill(draws[0].coins(len(labels), self.label_dropout), self.num_classes)
         null = labels.new_full((len(unlabeled),), self.num_classes)
-        images = torch.cat([labeled, unlabeled])
-        if self.horizontal_flip:
-            flips = torch.cat(
-                [draw.coins(len(part), 0.5) for draw, part in zip(draws, (labeled, unlabeled), strict=True)]
-            )
-            images = torch.where(flips.view(-1, 1, 1, 1), images.flip(-1), images)
-        sizes = [len(labeled), len(unlabeled)]
-        errors = self._errors(self.unet, images, torch.cat([labels, null]), draws, sizes)
+        latents = [
+            self._training_latents(labeled, draws[0], None),
+            self._training_latents(unlabeled, draws[1], index.cpu()),
+        ]
+        errors = self._errors(self.unet, latents, torch.cat([labels, null]), draws)
         of_labeled, of_unlabeled = errors[: len(labeled)], errors[len(labeled) :]
         loss = weighted_diffusion_loss(of_labeled, of_unlabeled, weight)
         self._log_training(loss, of_labeled.detach().mean(), of_unlabeled.detach().mean(), weight)
@@ -211,9 +214,11 @@ class DiscriminatorWeightedDiffusion(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the relevance keeps and the count that the draws depend on."""
         checkpoint[_CACHED], checkpoint[_COUNT] = self.relevance.cached(), self._batches
+        checkpoint[CLASS_COUNT] = self.num_classes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes them back."""
+        """Takes them back, unless they are of another number of classes."""
+        check_class_count(checkpoint, self.num_classes)
         self.relevance.load_cached(checkpoint.get(_CACHED, {}))
         self._batches = checkpoint.get(_COUNT, 0)
         self._restored = True
@@ -234,11 +239,19 @@ class DiscriminatorWeightedDiffusion(LightningModule):
         generator = seeded_generator(self.seed, purpose, count, part, device=self.device)
         return DiffusionDraws(generator, self.global_rank, self.trainer.world_size)
 
-    def _errors(
-        self, network: nn.Module, images: Tensor, classes: Tensor, draws: list[DiffusionDraws], sizes: list[int]
-    ) -> Tensor:
-        """Squared error of the noise prediction of each image, `(B,)`; each part has its own draws."""
-        latents = encode(self.autoencoder, images)
+    def _training_latents(self, images: Tensor, draws: DiffusionDraws, index: Tensor | None) -> Tensor:
+        """Latents of images, mirrored at random if so wished; those of the pool have an index, and may be kept."""
+        flips = torch.zeros(len(images), dtype=torch.bool)
+        if self.horizontal_flip:
+            flips = draws.coins(len(images), 0.5)
+            images = torch.where(flips.view(-1, 1, 1, 1), images.flip(-1), images)
+        if self._latents is None or index is None:
+            return encode(self.autoencoder, images)
+        return self._latents.encode(self.autoencoder, images, index, flips.cpu())
+
+    def _errors(self, network: nn.Module, parts: list[Tensor], classes: Tensor, draws: list[DiffusionDraws]) -> Tensor:
+        """Squared error of the noise prediction of each latent, `(B,)`; each part has its own draws."""
+        latents, sizes = torch.cat(parts), [len(part) for part in parts]
         steps = len(self.alphas_cumprod)
         timesteps = torch.cat([draw.timesteps(size, steps) for draw, size in zip(draws, sizes, strict=True)])
         shape = latents.shape[1:]
@@ -252,7 +265,7 @@ class DiscriminatorWeightedDiffusion(LightningModule):
             return
         images, labels = batch
         draws = [self._draws(_EVALUATION, batch_idx, 0)]
-        loss = self._errors(self.ema.network, images, labels, draws, [len(images)]).mean()
+        loss = self._errors(self.ema.network, [encode(self.autoencoder, images)], labels, draws).mean()
         self.log(f"{stage}/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(images), add_dataloader_idx=False)
 
     def _log_training(self, loss: Tensor, labeled: Tensor, unlabeled: Tensor, weight: Tensor) -> None:

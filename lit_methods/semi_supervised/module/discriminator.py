@@ -1,6 +1,8 @@
 """The relevance discriminator as a LightningModule."""
 
-from typing import cast
+import json
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -25,7 +27,7 @@ class RelevanceDiscriminator(LightningModule):
     optimization. Validation on batches of the pool, `(images, index, known)`, logs how well known classes are told
     from unknown ones where the truth is given: `val/auroc`, `val/weight_share_known`, `val/ess`. Validation on
     labelled images logs `val/recall`, the share that is scored above one half. Prediction gives `index`, `logit` and
-    `weight` of each image.
+    `weight` of each image; `selection_file` keeps which of them are scored above one half.
 
     Args:
         network: Maps images `(B, C, H, W)` to logits `(B,)` or `(B, 1)`. BatchNorm would let labelled and unlabelled
@@ -36,6 +38,8 @@ class RelevanceDiscriminator(LightningModule):
         optimizer: Takes the trainable parameters; None for AdamW at rate 2e-4, weight decay 1e-4, as the paper's code.
         scheduler: Takes the optimizer and returns a scheduler that is stepped after each step.
         seed: Seed of the augmentation.
+        selection_file: JSON file that prediction over the whole pool writes: its size as `pool` and the `positions` of
+            the images scored above one half. `OpenSetDataModule(pool_file=...)` reads it. None writes nothing.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class RelevanceDiscriminator(LightningModule):
         optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
+        selection_file: str | Path | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters({"alpha": alpha, "seed": seed, "prior": loss.prior, "balanced": loss.balanced})
@@ -54,6 +59,8 @@ class RelevanceDiscriminator(LightningModule):
         self.weight = RelevanceWeight(loss.prior, alpha, loss.balanced)
         self._make_optimizer, self._make_scheduler, self._seed = optimizer, scheduler, seed
         self._val_logits, self._val_known = CatMetric(), CatMetric()
+        self.selection_file = selection_file
+        self._pool_logits, self._pool_index = CatMetric(), CatMetric()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(B,)` of images `(B, C, H, W)`."""
@@ -114,7 +121,25 @@ class RelevanceDiscriminator(LightningModule):
     def predict_step(self, batch: Unlabeled, batch_idx: int) -> dict[str, Tensor]:
         """Position, logit and weight of each image of the pool, each `(B,)`."""
         logits = self(batch[0]).float()
+        if self.selection_file is not None:
+            self._pool_logits.update(logits)
+            self._pool_index.update(batch[1].float())
         return {"index": batch[1], "logit": logits, "weight": self.weight(logits)}
+
+    def on_predict_epoch_end(self) -> None:
+        """Writes `selection_file`, whole or not at all."""
+        if self.selection_file is None or not self._pool_logits.update_called:
+            return
+        logits, index = self._pool_logits.compute(), self._pool_index.compute().long()
+        self._pool_logits.reset()
+        self._pool_index.reset()
+        if self.trainer.is_global_zero and not cast(Any, self.trainer).fast_dev_run:
+            kept = index[logits > 0].unique().tolist()
+            path = Path(self.selection_file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}.part")
+            partial.write_text(json.dumps({"pool": int(index.max()) + 1, "positions": kept}))
+            partial.replace(path)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer over the trainable parameters and, if given, its scheduler."""
