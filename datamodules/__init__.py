@@ -13,6 +13,7 @@ from .hub_images import HubImageDataModule
 from .hub_text import HubTextDataModule
 from .image_folder import ImageFolderDataModule
 from .image_text import RetrievalDataModule
+from .image_text_emoji import EmojiDataModule
 from .image_text_files import ImageTextDataModule
 from .images import ImageDataModule
 from .indexed import IndexedDataset
@@ -43,6 +44,7 @@ __all__ = [
     "DigitsDataModule",
     "DirichletPartition",
     "DocstringDataModule",
+    "EmojiDataModule",
     "FashionMNISTDataModule",
     "FederatedDataModule",
     "FlowerPartition",

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import torch
 from torch import Tensor
@@ -80,3 +81,37 @@ def _text(path: Path) -> str:
     if not path.is_file():
         raise DatasetNotFoundError(f"Captions {path.name}", [path.parent], "Pass data_dir= and captions=.")
     return path.read_text(encoding="utf-8")
+
+
+class Annotation(NamedTuple):
+    """What CLDR says of a character: its short name, such as "dog face", and keywords, such as "dog" and "pet"."""
+
+    name: str
+    keywords: Sequence[str]
+
+
+def read_annotations(path: str | Path) -> dict[str, Annotation]:
+    """Reads CLDR's annotations of single code points, lower-cased, in the order of the file.
+
+    Args:
+        path: Such as `common/annotations/en.xml`.
+
+    Raises:
+        DatasetNotFoundError: If there is no such file.
+        ValueError: If it is cut short or has another layout.
+    """
+    try:
+        root = ElementTree.fromstring(_text(Path(path)))  # noqa: S314  a file of the system
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{path} is cut short or no XML: {error}") from error
+    names: dict[str, str] = {}
+    keywords: dict[str, list[str]] = {}
+    for item in root.iter("annotation"):
+        character, text = item.get("cp", ""), (item.text or "").lower()
+        if item.get("type") == "tts":
+            names[character] = text
+        else:
+            keywords[character] = [word.strip() for word in text.split("|")]
+    if not names:
+        raise ValueError(f"{path} names no character; pass a file of CLDR's common/annotations.")
+    return {c: Annotation(name, keywords.get(c, [])) for c, name in names.items() if len(c) == 1}

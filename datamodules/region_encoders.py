@@ -34,6 +34,10 @@ class CropEncoder(nn.Module):
                 raise ValueError(f"{name}={value} must be at least 1.")
         self.backbone, self.size, self.batch_size = backbone, size, batch_size
 
+    def extra_repr(self) -> str:
+        """What changes features beside the backbone."""
+        return f"size={self.size}"
+
     @torch.no_grad()
     def forward(self, pictures: Tensor, boxes: Tensor) -> Tensor:
         """Features `(B, R, D)` of boxes in pictures.
@@ -70,6 +74,10 @@ class PooledEncoder(nn.Module):
         if samples < 1:
             raise ValueError(f"samples={samples} must be at least 1.")
         self.backbone, self.samples = backbone, samples
+
+    def extra_repr(self) -> str:
+        """What changes features beside the backbone."""
+        return f"samples={self.samples}"
 
     @torch.no_grad()
     def forward(self, pictures: Tensor, boxes: Tensor) -> Tensor:

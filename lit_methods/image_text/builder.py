@@ -35,12 +35,14 @@ class KnowledgeBuilder:
     Guarantees:
         - Neither the order of the regions nor how they are split over calls or builders matters, to rounding.
         - `state_dict` and `load_state_dict` go on where a build was broken off.
+        - A block of regions with one that is not finite is refused before any of it is added.
 
     Raises:
         ValueError: If `feature_size` is below 1.
     """
 
     block = 32768  # each block writes one row per word, so that larger ones spare memory traffic
+    tile = 1 << 18  # values of one float32 sum, small enough that its memory is used again and stays in a cache
 
     def __init__(
         self,
@@ -132,6 +134,10 @@ class KnowledgeBuilder:
         self._sums, self._counts = state["sums"].clone(), state["counts"].clone()
 
     def _add_block(self, features: Tensor, names: Sequence[str]) -> None:
+        suspects = (~features.sum(dim=1).isfinite()).nonzero().squeeze(1)  # a sum may overflow where no feature does
+        bad = suspects[(~features[suspects].isfinite()).any(dim=1)]
+        if len(bad):
+            raise ValueError(f"features of a region named {names[int(bad[0])]!r} are NaN or infinite; extract again.")
         if self.normalize_features:
             features = normalize(features, dim=1)
         words = [self._words(name) for name in names]
@@ -143,12 +149,13 @@ class KnowledgeBuilder:
         region = torch.arange(len(words)).repeat_interleave(lengths)
         word, order = flat.sort(stable=True)
         present, sizes = torch.unique_consecutive(word, return_counts=True)
-        starts = sizes.cumsum(0) - sizes
-        sums = embedding_bag(region[order], features, starts, mode="sum")
-        if not sums.isfinite().all():  # far fewer values than the features have
-            bad = int((~features.isfinite()).any(dim=1).nonzero()[0])
-            raise ValueError(f"features of a region named {names[bad]!r} are NaN or infinite; extract them again.")
-        self._sums.index_add_(0, present, sums.double())
+        ends = sizes.cumsum(0)
+        starts, rows = ends - sizes, max(1, self.tile // self.feature_size)
+        for start in range(0, len(present), rows):
+            part = slice(start, min(start + rows, len(present)))
+            first, last = int(starts[start]), int(ends[part.stop - 1])
+            sums = embedding_bag(region[order[first:last]], features, starts[part] - first, mode="sum").double()
+            self._sums.index_add_(0, present[part], sums)
         heads = torch.tensor([ids[-1] for ids in words if ids])
         self._counts[0].index_add_(0, present, sizes)
         self._counts[1] += torch.bincount(heads, minlength=self._counts.shape[1])
@@ -167,7 +174,7 @@ class KnowledgeBuilder:
 
     def _reserve(self) -> None:
         if len(self._sums) < len(self._ids):
-            size = max(2 * len(self._sums), len(self._ids)) - len(self._sums)
+            size = max(5 * len(self._sums) // 4, len(self._ids)) - len(self._sums)
             self._sums = torch.cat([self._sums, self._sums.new_zeros(size, self.feature_size)])
             self._counts = torch.cat([self._counts, self._counts.new_zeros(3, size)], dim=1)
 

@@ -214,21 +214,23 @@ def match(
     """
     if pooling not in ("matched", "t2i", "i2t", "sum"):
         raise ValueError(f"pooling={pooling!r} must be 'matched', 't2i', 'i2t' or 'sum'.")
-    t2i, i2t = [], []
-    for chunk in score_chunks(regions, table, mask, memory_mib, with_i2t=pooling != "t2i"):
-        if pooling != "i2t":
-            t2i.append(t2i_scores(chunk.maxima, table.unit, table.offsets).T)
-        if chunk.i2t is not None:
-            i2t.append(chunk.i2t)
-    by_unit = torch.cat(t2i) if t2i else None
-    by_region = torch.cat(i2t) if i2t else None
+    if not len(regions):
+        raise ValueError("regions holds no image; there is nothing to score.")
+    shape = (len(regions), table.num_captions)
+    by_unit = None if pooling == "i2t" else table.directions.new_empty(shape)
+    by_region = None if pooling == "t2i" else table.directions.new_empty(shape)
+    for chunk in score_chunks(regions, table, mask, memory_mib, with_i2t=by_region is not None):
+        rows = slice(chunk.start, chunk.start + chunk.maxima.shape[1])
+        if by_unit is not None:
+            by_unit[rows] = t2i_scores(chunk.maxima, table.unit, table.offsets).T
+        if by_region is not None and chunk.i2t is not None:
+            by_region[rows] = chunk.i2t
     if by_unit is None or by_region is None:
         only = by_region if by_unit is None else by_unit
-        if only is None:
-            raise ValueError("regions holds no image; there is nothing to score.")
-        return only, only
+        return only, only  # type: ignore[return-value]  # pooling names at least one
     if pooling == "sum":
-        return by_unit + by_region, by_unit + by_region
+        by_unit += by_region
+        return by_unit, by_unit
     return by_unit, by_region
 
 

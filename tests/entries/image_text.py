@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import lit_methods
-from lit_methods.datamodules import RetrievalDataModule
+from lit_methods.datamodules import EmojiDataModule, RetrievalDataModule
+from lit_methods.datamodules.region_encoders import CropEncoder
 from lit_methods.datamodules.regions import ArrayRegions
 from lit_methods.datamodules.retrieval_sets import CaptionDataset, RegionDataset, RetrievalSet, as_is
 from lit_methods.image_text import KnowledgeBase, SharedLinear
@@ -119,12 +121,30 @@ def _image_text(folder: Path) -> LightningDataModule:
     return lit_methods.ImageTextDataModule(folder, captions_per_image=2, batch_size=BATCH)
 
 
+def _emoji(folder: Path) -> LightningDataModule:
+    lines = [f'<annotation cp="{c}" type="tts">letter {c}</annotation>' for c in "abcdefghijklmnop"]
+    (folder / "en.xml").write_text(f"<ldml>{''.join(lines)}</ldml>", encoding="utf-8")
+    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return EmojiDataModule(
+        fonts / "DejaVuSans.ttf",
+        fonts / "DejaVuSerif.ttf",
+        folder / "en.xml",
+        CropEncoder(nn.Flatten(), 4),
+        side=16,
+        num_val=4,
+        num_test=4,
+        batch_size=BATCH,
+        cache_dir=folder,
+    )
+
+
 ENTRIES = (
     Entry(
         "MACK",
         _mack,
         configs=(
             "image_text/digit_scenes.yaml",
+            "image_text/emoji.yaml",
             "image_text/flickr30k_precomp.yaml",
             "image_text/coco_precomp_1k_5fold.yaml",
             "image_text/coco_precomp_5k.yaml",
@@ -154,6 +174,7 @@ ENTRIES = (
 
 DATAMODULES: dict[str, Callable[[Path], LightningDataModule]] = {
     "DigitScenesDataModule": lambda folder: lit_methods.DigitScenesDataModule(8, 4, 4, 200, batch_size=BATCH),
+    "EmojiDataModule": _emoji,
     "ImageTextDataModule": _image_text,
 }
 

@@ -67,6 +67,8 @@ def test_neither_order_nor_batches_nor_blocks_matter(monkeypatch: pytest.MonkeyP
     order = torch.randperm(200).tolist()
     _assert_same(build_knowledge([(features[order], [names[i] for i in order])]), expected)
     _assert_same(build_knowledge((features[i : i + 7], names[i : i + 7]) for i in range(0, 200, 7)), expected)
+    monkeypatch.setattr(KnowledgeBuilder, "tile", 13)
+    _assert_same(build_knowledge([(features, names)]), expected)
     monkeypatch.setattr(KnowledgeBuilder, "block", 3)
     _assert_same(build_knowledge([(features, names)]), expected)
 
@@ -107,6 +109,20 @@ def test_two_processes_build_the_same(gloo: GlooPool) -> None:
     features, names = _regions()
     for found in gloo.run(_share):
         _assert_same(found, build_knowledge([(features, names)]))
+
+
+def test_block_with_a_bad_region_leaves_the_builder_as_it_was() -> None:
+    features, names = _regions()
+    builder = KnowledgeBuilder(6)
+    builder.add(features, names)
+    before = builder.state_dict()
+    for value in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="named 'black dog' are NaN or infinite"):
+            builder.add(features.index_fill(0, torch.tensor(9), value), names)
+    for name, value in builder.state_dict().items():
+        assert value == before[name] if name == "words" else torch.equal(value, before[name])
+    builder.add(torch.full((1, 6), 2e38), ["man"])  # their sum overflows, they do not
+    assert builder.build().counts[builder.build().lookup("man")] == 33 + 1
 
 
 def test_options_of_the_builder() -> None:
