@@ -122,7 +122,7 @@ def convolution(quick: bool) -> Figures:
 
 def spill(quick: bool) -> Figures:
     """Memory of a thousand clients' personal models, in memory and on disk."""
-    rows = _spill.compare(4 if quick else 60)
+    rows = _spill.compare(4 if quick else 20)
     columns = ["personal models", "clients that have one", "their size, MiB", "training, MiB", "saving, MiB"]
     table("(d) memory of a run with 1,000 clients", columns, [list(row.values()) for row in rows])
     return {}, rows
