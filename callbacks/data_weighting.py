@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.optim import LBFGS
 
 from lit_methods.data_manipulation.guards import check_optimizer, check_strategy, count_labels, validation_loader
 from lit_methods.data_manipulation.hypergradient import Hypergradient
@@ -20,6 +21,7 @@ from lit_methods.data_manipulation.processes import total
 from lit_methods.data_manipulation.reduction import ATTRIBUTE, PerSampleLosses, Reduction
 from lit_methods.data_manipulation.run import Reading, WeightingRun
 from lit_methods.data_manipulation.strategies import LearnedWeights, WeightingStrategy
+from lit_methods.data_manipulation.validation import batch_mover
 
 
 class DataWeighting(Callback):
@@ -42,12 +44,12 @@ class DataWeighting(Callback):
         warmup_epochs: Epochs of plain training at the start.
         freeze_after: Epoch from which the weights stay as they are; None for never.
         val_batches: Validation batches per step of the weights.
-        eval_mode: Whether the look-ahead runs in evaluation mode. Without, dropout and BatchNorm act in it, from
-            random numbers that are the same in all its passes.
+        eval_mode: Whether the look-ahead runs in evaluation mode. Without, dropout and BatchNorm act in it. Random
+            numbers of torch are the same in all passes of one look-ahead, and others in the next step.
         index_fn: Takes the index `(B,)` out of a batch of another form.
         label_fn: Takes the classes `(B,)` out of a batch of another form, for strategies that need them.
-        min_effective_sample_size: Least share of the batch that the weights should leave, averaged over an epoch;
-            below it a warning tells that they collapse.
+        min_effective_sample_size: Least share of the batch that the weights should leave, averaged over an epoch:
+            0 for one example alone, 1 for all alike. Below it a warning tells that they collapse.
         pictures: Number of examples with least weight that are listed (and shown, if they are images) at the end.
         seed: Of the order of a shuffled validation loader and of random draws in the look-ahead.
 
@@ -146,7 +148,7 @@ class DataWeighting(Callback):
             if self.strategy.needs_gains
             else None,
             self.reading,
-            lambda batch: trainer.strategy.batch_to_device(batch, device),
+            batch_mover(trainer, device),
         )
         if self._restored is not None:
             self._run.load_state_dict(self._restored)
@@ -173,6 +175,12 @@ class DataWeighting(Callback):
         reduction: Reduction | None = pl_module.__dict__.pop(ATTRIBUTE, None)
         if self._run is None or reduction is None:
             return
+        if self.criterion is not None and reduction.used > 1 and not isinstance(self._run.optimizer, LBFGS):
+            raise MisconfigurationException(
+                f"training_step of {type(pl_module).__name__} calls criterion={self.criterion!r} {reduction.used}"
+                " times, of which the weights would see the first only. Offer per_sample_loss(batch), and reduce by"
+                " weighted_mean(self, losses)."
+            )
         if not reduction.used:
             self._run.drop_pending(batch)
             if outputs or (outputs is not None and not pl_module.automatic_optimization):  # else it returned None
@@ -188,12 +196,13 @@ class DataWeighting(Callback):
             return
         self._run.drop_pending()
         figures = self._run.take_figures()
+        evenness = figures.pop("evenness", 1.0)
         pl_module.log_dict({f"data_weighting/{name}": value for name, value in figures.items()}, sync_dist=True)
-        left = figures.get("effective_sample_size", 1.0)
-        if left < self.min_effective_sample_size:
+        if evenness < self.min_effective_sample_size:
             rank_zero_warn(
-                f"The weights of epoch {trainer.current_epoch} left an effective sample size of {left:.3f} of the"
-                f" batch, below min_effective_sample_size={self.min_effective_sample_size}: they collapse onto few"
+                f"The weights of epoch {trainer.current_epoch} left an effective sample size of"
+                f" {figures['effective_sample_size']:.3f} of the batch, in which one example alone counts nothing:"
+                f" below min_effective_sample_size={self.min_effective_sample_size}: they collapse onto few"
                 " examples. Lower the step size of the weights, bound them by max_logit=, raise the temperature, or"
                 " hold out more validation examples."
             )

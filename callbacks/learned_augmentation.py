@@ -20,7 +20,7 @@ from lit_methods.data_manipulation.problem import ModesKept, Problem, random_sta
 from lit_methods.data_manipulation.processes import average, is_distributed
 from lit_methods.data_manipulation.reduction import PerSampleLosses
 from lit_methods.data_manipulation.soft_words import SoftEmbedding, SoftWords, word_embedding
-from lit_methods.data_manipulation.validation import ValidationStream
+from lit_methods.data_manipulation.validation import ValidationStream, batch_mover
 
 
 class LearnedAugmentation(Callback):
@@ -129,12 +129,9 @@ class LearnedAugmentation(Callback):
         if self.learn:
             self._losses = PerSampleLosses(pl_module)
 
-            def to_device(batch: Any) -> Any:
-                return trainer.strategy.batch_to_device(batch, device)
-
             self._stream = ValidationStream(
                 validation_loader(trainer, self.val_dataloader, "or learn=False for fixed augmentation"),
-                to_device,
+                batch_mover(trainer, device),
                 device,
                 self.seed,
             )

@@ -144,6 +144,20 @@ def check_batch_size(losses: Tensor, index: Tensor | None) -> None:
         )
 
 
+def check_repeatable(first: Tensor, second: Tensor) -> None:
+    """Refuses losses that two passes over one batch, from the same random numbers of torch, do not repeat.
+
+    Raises:
+        MisconfigurationException: If they differ by more than rounding.
+    """
+    if not torch.allclose(first.float(), second.float(), rtol=1e-2, atol=1e-3, equal_nan=True):
+        raise MisconfigurationException(
+            "Two passes over one training batch give different losses, so that a look-ahead would compare unlike"
+            " things: something in them draws from the random numbers of numpy or Python, or keeps a state. Draw from"
+            " torch's, move the augmentation into the data set, or offer per_sample_loss(batch) without it."
+        )
+
+
 def count_labels(loader: Any, reader: Reader | None) -> Tensor:
     """Examples of each class in a loader, `(C,)` int64, by reading it once.
 

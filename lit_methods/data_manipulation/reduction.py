@@ -22,13 +22,13 @@ class Reduction:
         observe: Is shown the losses before their mean.
 
     Attributes:
-        used: Whether a training step has asked for them.
+        used: Number of times that a training step has asked for them.
     """
 
     def __init__(self, weights: Tensor | None, observe: Callable[[Tensor], None] | None = None) -> None:
         self.weights = weights
         self.observe = observe
-        self.used = False
+        self.used = 0
 
     def __call__(self, losses: Tensor) -> Tensor:
         """Weighted mean of losses `(B,)`, a scalar.
@@ -36,7 +36,7 @@ class Reduction:
         Raises:
             ValueError: If losses and weights differ in shape.
         """
-        self.used = True
+        self.used += 1
         if self.weights is None:
             return losses.mean()
         if losses.shape != self.weights.shape:
@@ -153,7 +153,7 @@ class PerSampleLosses:
         from torchmetrics import Metric
 
         step: Any = self.module.training_step
-        arguments = (batch, 0) if "batch_idx" in inspect.signature(step).parameters else (batch,)
+        arguments = (batch, 0) if _takes_position(step) else (batch,)
         metrics = [metric for metric in self.module.modules() if isinstance(metric, Metric)]
         updates = [metric.update_count for metric in metrics]
         self._capturing = True
@@ -175,11 +175,25 @@ class PerSampleLosses:
         )
 
 
+def _takes_position(step: Callable[..., Any]) -> bool:
+    """Whether Lightning passes the batch's position too: by name, or to any second argument."""
+    parameters = inspect.signature(step).parameters.values()
+    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(places) > 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
+
+
 @contextmanager
 def _silent(module: LightningModule) -> Iterator[None]:
-    """Context in which `self.log` does nothing."""
-    module.__dict__["log"] = lambda *args, **kwargs: None
+    """Context in which `self.log` does nothing, and a backward pass is refused."""
+
+    def backward(*args: Any, **kwargs: Any) -> None:
+        raise MisconfigurationException(
+            f"training_step of {type(module).__name__} takes a backward pass before the criterion, so that each"
+            " look-ahead would train. Offer per_sample_loss(batch) instead of criterion=."
+        )
+
+    module.__dict__.update(log=lambda *args, **kwargs: None, manual_backward=backward)
     try:
         yield
     finally:
-        del module.__dict__["log"]
+        del module.__dict__["log"], module.__dict__["manual_backward"]

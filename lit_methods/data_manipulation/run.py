@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_methods.data_manipulation.functional import effective_sample_size
-from lit_methods.data_manipulation.guards import Reader, check_batch_size, read_index, read_labels
+from lit_methods.data_manipulation.guards import Reader, check_batch_size, check_repeatable, read_index, read_labels
 from lit_methods.data_manipulation.hypergradient import Hypergradient, Record
 from lit_methods.data_manipulation.problem import ModesKept, Problem, random_state_kept
 from lit_methods.data_manipulation.processes import Share, average, gather, is_distributed, share_of
@@ -22,7 +22,7 @@ from lit_methods.data_manipulation.reduction import PerSampleLosses, Reduction
 from lit_methods.data_manipulation.strategies import SampleBatch, WeightingStrategy
 from lit_methods.data_manipulation.validation import ValidationStream
 
-METERS = ("effective_sample_size", "max_weight", "zero_batches", "batches", "val_loss", "val_losses")
+METERS = ("effective_sample_size", "evenness", "max_weight", "zero_batches", "batches", "val_loss", "val_losses")
 
 
 @dataclass(frozen=True)
@@ -89,15 +89,19 @@ class WeightingRun:
         self._origin: list[Tensor] | None = None
         self._pending: list[Weighed] = []
         self._step = -1
+        self._draws = reading.seed
 
     def probe(self, batch: Any) -> None:
-        """One pass over a batch, so that what cannot work is refused before any step."""
+        """Two passes over a batch, so that what cannot work is refused before any step."""
         index = read_index(batch, self.reading.index_fn, self.num_samples, self.strategy.needs_index)
         with self._quiet(), torch.no_grad():
-            check_batch_size(self.losses(batch), index)
+            losses = self._losses_of(batch)
+            check_batch_size(losses, index)
+            check_repeatable(losses, self._losses_of(batch))
 
     def before_step(self, batch: Any, learns: bool, global_step: int) -> Reduction:
         """This process' weights of a batch; they learn first where the look-ahead comes first."""
+        self._draws = self.reading.seed + global_step
         known, share = self._read(batch)
         first = learns and not self.hypergradient.lookahead.follows_training
         if first:
@@ -136,7 +140,7 @@ class WeightingRun:
             meter.zero_()
         if not meters["batches"]:
             return {}
-        figures = {name: meters[name] / meters["batches"] for name in ("effective_sample_size", "zero_batches")}
+        figures = {name: meters[name] / meters["batches"] for name in ("effective_sample_size", "evenness", "zero_batches")}
         figures["max_weight"] = meters["max_weight"]
         if meters["val_losses"]:
             figures["val_loss"] = meters["val_loss"] / meters["val_losses"]
@@ -176,25 +180,22 @@ class WeightingRun:
                 )
 
     def _losses_of(self, batch: Any) -> Tensor:
-        if self.reading.eval_mode:
-            return self.losses(batch)
-        with random_state_kept(self.device, self.reading.seed):  # the same dropout masks in each pass
+        with random_state_kept(self.device, self._draws):  # what is random is so alike in all passes of a step
             return self.losses(batch)
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
-        """Context that leaves modes, random states and buffers as they were."""
-        with random_state_kept(self.device):
-            if self.reading.eval_mode:
-                with self._modes:
-                    yield
-                return
-            buffers = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
-            try:
+        """Context that leaves modes and buffers as they were."""
+        if self.reading.eval_mode:
+            with self._modes:
                 yield
-            finally:
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+            return
+        buffers = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
+        try:
+            yield
+        finally:
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
     def _read(self, batch: Any) -> tuple[SampleBatch, Share]:
         strategy, reading, losses = self.strategy, self.reading, None
@@ -202,7 +203,7 @@ class WeightingRun:
         labels = read_labels(batch, reading.label_fn) if strategy.needs_labels else None
         if strategy.needs_losses or (index is None and labels is None):
             with self._quiet(), torch.no_grad():
-                losses = self.losses(batch)
+                losses = self._losses_of(batch)
         size = next(len(found) for found in (index, labels, losses) if found is not None)
         share = share_of(size, self.device)
         index, labels, losses = (
@@ -213,7 +214,9 @@ class WeightingRun:
     def _note(self, known: SampleBatch, weights: Tensor) -> None:
         if known.index is not None:
             self.last[known.index] = weights.to(self.last)
-        self.meters["effective_sample_size"] += effective_sample_size(weights)
+        effective = effective_sample_size(weights)
+        self.meters["effective_sample_size"] += effective
+        self.meters["evenness"] += (len(weights) * effective - 1) / (len(weights) - 1) if len(weights) > 1 else 1.0
         self.meters["max_weight"].clamp_(min=weights.max())
         self.meters["zero_batches"] += weights.max() == 0
         self.meters["batches"] += 1

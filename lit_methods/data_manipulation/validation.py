@@ -7,8 +7,14 @@ from itertools import chain
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 
 from lit_methods.data_manipulation.problem import random_state_kept
+
+
+def batch_mover(trainer: Trainer, device: torch.device) -> Callable[[Any], Any]:
+    """Does to a batch what the Trainer does to its own: the precision's dtype, the transfer hooks, the device."""
+    return lambda batch: trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), device)
 
 
 class ValidationStream:
@@ -25,7 +31,7 @@ class ValidationStream:
         kept_batches: Greatest number of batches that are kept.
 
     Raises:
-        ValueError: If the loader yields nothing.
+        ValueError: If the loader yields nothing, or can be read once only and holds more than the kept batches.
     """
 
     def __init__(
@@ -52,6 +58,11 @@ class ValidationStream:
             )
         if len(first) <= kept_batches:
             self._kept = [to_device(batch) for batch in first]
+        elif isinstance(loader, Iterator):
+            raise ValueError(
+                f"val_dataloader={type(loader).__name__} can be read once only, but its batches are needed again in each"
+                " round. Pass a DataLoader, or a list of batches."
+            )
 
     def next(self) -> Any:
         """The next batch, on the device."""
