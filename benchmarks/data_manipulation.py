@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks._harness import medians, run, table
+from benchmarks._real_weighting import real_data
 from benchmarks._weighting import Data, compare, imbalance, noise
 from lit_methods import Classifier, DataWeighting
 from lit_methods.backbones import MLP, SmallCNN
@@ -279,7 +280,7 @@ def class_imbalance(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]
 
 def main() -> None:
     """Runs all parts, or those that `--only` names."""
-    run(__doc__ or "", step_cost, label_noise, class_imbalance)
+    run(__doc__ or "", step_cost, label_noise, class_imbalance, real_data)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from benchmarks import _spill
 from benchmarks._batched_convolution import by_matrices, stacked_step
+from benchmarks._federated_real import real_data
+from benchmarks._flower import flower
 from benchmarks._harness import medians, run, table
 from benchmarks._noisy_digits import METHODS, compare
 from benchmarks._rounds import Client, engine_round, networks, trainer_round
@@ -33,20 +33,11 @@ from lit_methods.federated.clock import ProtocolClock, Work
 Figures = tuple[dict[str, float], list[dict[str, Any]]]
 
 
-def _flower_round(network: nn.Module, clients: Sequence[Client], epochs: int) -> Callable[[], Any] | None:
-    """A round of Flower's simulation of the same clients, or None with the reason printed."""
-    try:
-        return import_module("benchmarks._flower").flower_round(network, clients, epochs)  # type: ignore[no-any-return]
-    except ImportError as reason:
-        print(f"(Flower is left out: {reason})")
-        return None
-
-
 def rounds(quick: bool) -> Figures:
     """Seconds of a round of two stages without terms, by who trains."""
     rows, headlines = [], {}
     epochs, repeats = (1, 3) if quick else (5, 3)
-    sides = ("vectorized", "automatic", "trainer", "flower")
+    sides = ("vectorized", "automatic", "trainer")
     for name, (network, shape) in networks().items():
         for total, part in ((20, 1.0),) if quick else ((20, 0.1), (20, 1.0), (100, 0.1), (100, 1.0)):
             clients = [Client(20 + 2 * (i % 10), shape) for i in range(round(part * total))]
@@ -57,8 +48,6 @@ def rounds(quick: bool) -> Figures:
                 "automatic": engine_round(plain, AutomaticBackend(), network, clients, epochs),
                 "trainer": partial(trainer_round, network, clients, epochs),
             }
-            if not quick and (flower := _flower_round(network, clients, epochs)) is not None:
-                run_by["flower"] = flower
             seconds = medians(run_by, repeats)
             row: dict[str, Any] = {"network": name, "clients": total, "participation": part}
             row["loop_ms"] = 1e3 * seconds["loop"]
@@ -178,5 +167,5 @@ def _mean_and_spread(value: tuple[float, float] | None) -> str:
 
 
 if __name__ == "__main__":
-    parts = (rounds, spectral_terms, convolution, spill, wait_free, accuracy)
+    parts = (rounds, flower, spectral_terms, convolution, spill, wait_free, accuracy, real_data)
     run(__doc__ or "", *parts, plots={"wait_free": draw_wait_free})

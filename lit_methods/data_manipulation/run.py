@@ -140,7 +140,9 @@ class WeightingRun:
             meter.zero_()
         if not meters["batches"]:
             return {}
-        figures = {name: meters[name] / meters["batches"] for name in ("effective_sample_size", "evenness", "zero_batches")}
+        figures = {
+            name: meters[name] / meters["batches"] for name in ("effective_sample_size", "evenness", "zero_batches")
+        }
         figures["max_weight"] = meters["max_weight"]
         if meters["val_losses"]:
             figures["val_loss"] = meters["val_loss"] / meters["val_losses"]

@@ -60,7 +60,7 @@ class ValidationStream:
             self._kept = [to_device(batch) for batch in first]
         elif isinstance(loader, Iterator):
             raise ValueError(
-                f"val_dataloader={type(loader).__name__} can be read once only, but its batches are needed again in each"
+                f"val_dataloader={type(loader).__name__} can be read once only, but its batches are needed in each"
                 " round. Pass a DataLoader, or a list of batches."
             )
 

@@ -52,7 +52,7 @@ def test_training_examples_pass_the_network_once(lookahead: Any, passes: int) ->
     module.network[0].register_forward_hook(lambda layer, inputs, output: rows.append(len(output)))
     _fit(module, _weighting(hypergradient=LastLayer(lookahead=lookahead)), max_epochs=1)
     validation = 8
-    probe = B
+    probe = 2 * B  # twice, to see that the losses repeat
     assert sum(rows) == probe + passes * N + (N // B) * validation
 
 

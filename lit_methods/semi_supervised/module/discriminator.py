@@ -134,7 +134,7 @@ class RelevanceDiscriminator(LightningModule):
         self._pool_logits.reset()
         self._pool_index.reset()
         if self.trainer.is_global_zero and not cast(Any, self.trainer).fast_dev_run:
-            kept = index[logits > 0].unique().tolist()
+            kept = sorted(set(index[logits > 0].tolist()))
             path = Path(self.selection_file)
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f".{path.name}.part")
