@@ -83,7 +83,7 @@ def search_with(faiss: Any, images: int, queries: int) -> list[dict[str, Any]]:
             _row(f"top {depth} regions, best {kept} exact", torch.stack(best), order, asked, took, 64 * len(flat))
         )
     table(
-        f"(d) {queries} captions among {images} images of {REGIONS} x {SIZE}; faiss PCA128,IVF1024,PQ64, 16 lists read, "
+        f"(d) {queries} captions, {images} images of {REGIONS} x {SIZE}; faiss PCA128,IVF1024,PQ64, 16 lists read, "
         f"built in {seconds['build']:.0f} processor seconds",
         ["way", "R@1", "R@10", "of the exact top 10", "processor ms a caption", "MiB"],
         [[*row.values()] for row in rows],

@@ -181,7 +181,7 @@ class EmojiDataModule(RetrievalDataModule):
         features = {}
         for name, found, boxes in zip(("images", "knowledge"), drawn, (self.boxes, whole), strict=True):
             pictures = torch.stack([found[character] for character in shared])
-            parts = tqdm(pictures.split(_ENCODED_AT_ONCE), desc=f"encoding {name}", leave=False)
+            parts = tqdm(torch.split(pictures, _ENCODED_AT_ONCE), desc=f"encoding {name}", leave=False)
             features[name] = torch.cat(
                 [encoder(part / 255, boxes.expand(len(part), -1, -1)).cpu().contiguous() for part in parts]
             )

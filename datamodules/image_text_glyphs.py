@@ -35,7 +35,7 @@ def draw_glyphs(font: str | Path, characters: Sequence[str], side: int) -> dict[
         if glyph is None or (missing is not None and glyph.tobytes() == missing.tobytes()):
             continue
         square = Image.new("RGB", (max(_FRAME, *glyph.size),) * 2, "white")
-        square.paste(glyph, tuple((square.width - extent) // 2 for extent in glyph.size))
+        square.paste(glyph, ((square.width - glyph.width) // 2, (square.height - glyph.height) // 2))
         pixels = np.array(square.resize((side, side), Image.Resampling.LANCZOS))
         found[character] = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
     return found

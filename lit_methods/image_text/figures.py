@@ -1,14 +1,15 @@
 """A grid of what was found: the query, its best images, and the boxes that answered its words."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_HIT, _MISS = "tab:green", "tab:red"
 
 
 class Query(NamedTuple):
@@ -39,26 +40,40 @@ def retrieval_figure(queries: list[Query]) -> "Figure":
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
 
     columns = max(len(query.pictures) for query in queries)
-    figure = Figure(figsize=(2.2 * columns, 2.6 * len(queries)), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.2)  # type: ignore[union-attr,call-arg]  # it is the constrained one
+    figure = Figure(figsize=(2.2 * columns, 2.8 * len(queries)), layout="constrained")
     colours = colormaps["tab10"].colors  # type: ignore[attr-defined]  # matplotlib's stubs know the base class only
-    for query, axes in zip(queries, figure.subplots(len(queries), columns, squeeze=False), strict=True):
-        for axis in axes:
+    figure.suptitle(
+        "each caption with the pictures found for it; a frame is the region that answered a word", fontsize=8
+    )
+    strips = figure.subfigures(len(queries), 1, squeeze=False)[:, 0]
+    for query, strip in zip(queries, strips, strict=True):
+        strip.suptitle(f"“{query.caption}”", x=0.01, ha="left", fontsize=10)
+        for column, axis in enumerate(strip.subplots(1, columns, squeeze=False)[0]):
             axis.set_axis_off()
-        for column, picture in enumerate(query.pictures):
-            axis = axes[column]
-            axis.imshow(torch.as_tensor(picture).clamp(0, 1).permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
-            hit = bool(query.hits[column])
-            mark = "hit" if hit else "miss"
-            axis.set_title(f"{float(query.scores[column]):.3f} {mark}", color=_HIT if hit else _MISS, fontsize=8)
-            for row, unit in enumerate(query.units):
-                left, top, right, bottom = query.boxes[row, column].tolist()
-                colour = colours[row % len(colours)]
-                axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour))
-                axis.text(left, top, unit, color=colour, fontsize=6, va="bottom")
-        heading = axes[0].text(0, 1.2, query.caption, transform=axes[0].transAxes, fontsize=9, va="bottom")
-        heading.set_in_layout(False)  # a long caption would push the columns apart
+            if column < len(query.pictures):
+                _draw(axis, query, column, colours)
     return figure
+
+
+def _draw(axis: "Axes", query: Query, column: int, colours: Sequence[tuple[float, ...]]) -> None:
+    from matplotlib.patches import Rectangle
+
+    picture = torch.as_tensor(query.pictures[column]).clamp(0, 1)
+    height, width = picture.shape[1:]
+    axis.imshow(picture.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+    mark, colour = ("hit", "tab:green") if bool(query.hits[column]) else ("miss", "tab:red")
+    title = f"{column + 1}. {mark}, score {float(query.scores[column]):.3f}"
+    axis.set_title(title, color=colour, fontsize=8)
+    line, drawn = 0.075 * height, Counter[tuple[float, ...]]()
+    for row, unit in enumerate(query.units):
+        left, top, right, bottom = box = tuple(query.boxes[row, column].tolist())
+        inset = (1 + 2 * drawn[box]) * 0.006 * width  # units that one region answers keep a frame and a line each
+        tint, corner = colours[row % len(colours)], (left + inset, top + inset)
+        extent = (right - left - 2 * inset, bottom - top - 2 * inset)
+        axis.add_patch(Rectangle(corner, *extent, fill=False, edgecolor=tint, linewidth=1.5))
+        label = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
+        place = (left + 0.03 * width, top + 0.03 * height + line * drawn[box])
+        axis.text(*place, unit, color=tint, fontsize=6.5, va="top", bbox=label)
+        drawn[box] += 1

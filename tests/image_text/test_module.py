@@ -21,6 +21,7 @@ from lit_methods.image_text import (
     Whitening,
     build_knowledge,
 )
+from lit_methods.image_text.figures import Query, retrieval_figure
 from lit_methods.image_text.metrics import recall_sum
 from lit_methods.image_text.ranks import best_truth, count_rivals
 from tests.battery.trainers import Recorder, toy_trainer
@@ -211,6 +212,28 @@ def test_predict_draws_the_first_queries(tmp_path: Path) -> None:
     toy_trainer(Parts(module, [], data), tmp_path, logger=logger).predict(module, datamodule=data)
     (picture,) = tmp_path.rglob("predict_retrieval.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_figure_says_what_was_asked_and_found() -> None:
+    boxes = torch.tensor([[[0.0, 0, 4, 4], [1, 1, 3, 3]], [[0.0, 0, 4, 4], [2, 2, 4, 4]]])
+    pictures = [torch.rand(3, 6, 6)] * 2
+    rows = [
+        Query(text, ["red dog", "ball"], pictures, boxes, torch.tensor([0.9, 0.8]), torch.tensor([False, True]))
+        for text in ("a red dog with a ball", "second")
+    ]
+    strips = retrieval_figure(rows).subfigs
+    assert [strip.get_suptitle() for strip in strips] == ["“a red dog with a ball”", "“second”"]
+    for strip in strips:
+        first, second = strip.axes
+        assert [axis.get_title() for axis in (first, second)] == ["1. miss, score 0.900", "2. hit, score 0.800"]
+        assert [text.get_text() for text in first.texts] == ["red dog", "ball"]
+        outer, inner = (patch.get_bbox() for patch in first.patches)
+        assert outer.fully_containsx(inner.x0)  # one region answers both: neither frame hides the other
+        assert first.texts[0].get_position()[1] < first.texts[1].get_position()[1]
+        for patch, box in zip(second.patches, boxes[:, 1].tolist(), strict=True):
+            torch.testing.assert_close(
+                torch.tensor(patch.get_bbox().extents), torch.tensor(box).double(), rtol=0, atol=0.1
+            )
 
 
 def lit_methods_logger(folder: Path) -> Any:
