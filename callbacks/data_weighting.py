@@ -201,8 +201,8 @@ class DataWeighting(Callback):
         if evenness < self.min_effective_sample_size:
             rank_zero_warn(
                 f"The weights of epoch {trainer.current_epoch} left an effective sample size of"
-                f" {figures['effective_sample_size']:.3f} of the batch, in which one example alone counts nothing:"
-                f" below min_effective_sample_size={self.min_effective_sample_size}: they collapse onto few"
+                f" {figures['effective_sample_size']:.3f} of the batch ({evenness:.3f} where one example alone counts"
+                f" as 0), below min_effective_sample_size={self.min_effective_sample_size}: they collapse onto few"
                 " examples. Lower the step size of the weights, bound them by max_logit=, raise the temperature, or"
                 " hold out more validation examples."
             )
@@ -215,7 +215,7 @@ class DataWeighting(Callback):
             from lit_methods.data_manipulation.figures import show_weights
 
             dataset = getattr(trainer.train_dataloader, "dataset", None)
-            show_weights(trainer, self.weights(), dataset, self.pictures)
+            show_weights(trainer, self.weights(), dataset, self.pictures, self.reading.index_fn)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves the module as it was found."""

@@ -5,7 +5,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -100,7 +99,7 @@ def _fit(module: LightningModule, callback: DataWeighting | None, loader: Any = 
     quiet |= {"enable_model_summary": False, "max_epochs": 2, "devices": 1}
     trainer = Trainer(callbacks=[callback] if callback else [], **{**quiet, **options})
     torch.manual_seed(5)
-    trainer.fit(module, loader or _train())
+    trainer.fit(module, _train() if loader is None else loader)
     return trainer
 
 
@@ -297,63 +296,8 @@ def test_weights_before_a_fit() -> None:
 
 def test_collapsing_weights_are_reported() -> None:
     callback = _weighting(strategy=LearnedWeights(LazyAdam(30.0)), min_effective_sample_size=0.5)
-    with pytest.warns(UserWarning, match=r"left an effective sample size of 0\.\d+ of the batch, .* they collapse"):
+    with pytest.warns(UserWarning, match=r"left an effective sample size of 0\.\d+ of the batch \(0\.\d+ where one"):
         _fit(_classifier(), callback, max_epochs=3)
-
-
-def test_criteria_called_twice_are_refused() -> None:
-    class Mixed(Classifier):
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            return self.loss(self.network(batch[0]), batch[1]) + self.loss(self.network(-batch[0]), batch[1])
-
-    with pytest.raises(MisconfigurationException, match=r"calls criterion='loss' 2 times"):
-        _fit(Mixed(_network(), 3, optimizer=_sgd), _weighting())
-
-
-def test_losses_that_do_not_repeat_are_refused() -> None:
-    numbers = np.random.default_rng(0)
-
-    class Moody(Own):
-        def per_sample_loss(self, batch: Any) -> Tensor:
-            return super().per_sample_loss(batch) * numbers.random()
-
-    with pytest.raises(MisconfigurationException, match="Two passes over one training batch give different losses"):
-        _fit(Moody(), _weighting(criterion=None))
-
-
-def test_a_step_with_its_own_backward_is_refused() -> None:
-    class Manual(Classifier):
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            self.manual_backward(self.network(batch[0]).sum())
-            return self.loss(self.network(batch[0]), batch[1])
-
-    with pytest.raises(MisconfigurationException, match="takes a backward pass before the criterion"):
-        _fit(Manual(_network(), 3, optimizer=_sgd), _weighting())
-
-
-def test_the_position_of_a_batch_may_have_any_name() -> None:
-    class Named(Classifier):
-        def training_step(self, batch: Any, number: int) -> Tensor:
-            return self.loss(self.network(batch[0]), batch[1])
-
-    callback, expected = _weighting(), _weighting()
-    _fit(Named(_network(), 3, optimizer=_sgd), callback)
-    _fit(_classifier(), expected)
-    torch.testing.assert_close(callback.weights(), expected.weights())
-
-
-def test_validation_batches_that_end_are_refused() -> None:
-    inputs, labels = _tensors()
-    batches = ((inputs[:2], labels[:2]) for _ in range(9))
-    callback = DataWeighting(batches, N, criterion="loss", warmup_epochs=0)
-    with pytest.raises(ValueError, match="can be read once only, but its batches are needed in each round"):
-        _fit(_classifier(), callback)
-
-
-def test_double_precision_reaches_the_validation_batches() -> None:
-    callback = _weighting()
-    _fit(_classifier(), callback, precision="64-true")
-    assert callback.weights().std() > 0.01
 
 
 class Scalar(Own):
