@@ -1,4 +1,4 @@
-"""Six animals of CIFAR-10 at mismatch 75 % on a small budget: eight ways to use a pool that is mostly irrelevant.
+"""Six animals of CIFAR-10 at mismatch 75 % on a small budget: seven ways to use a pool that is mostly irrelevant.
 
     LIT_METHODS_DATA=<folder> python -m benchmarks._six_animal --results six_animal.jsonl --seeds 0 1 2
 
