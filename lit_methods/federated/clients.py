@@ -113,7 +113,10 @@ class ClientStore:
         return torch.stack([self[i].to(default.device) if i in self else default for i in clients])
 
     def clear(self) -> None:
-        """Forgets all vectors; files stay until they are overwritten."""
+        """Forgets all vectors and deletes their files."""
+        for row in self._rows.values():
+            if isinstance(row, Path):
+                row.unlink(missing_ok=True)
         self._rows.clear()
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_methods.federated.clients import ClientDataset, stream_seed
+from lit_methods.federated.clock import NetworkModel, Work
 from lit_methods.federated.layout import ModelLayout
 from lit_methods.federated.local_training import LocalBackend, LocalStage, Models
 from lit_methods.federated.penalties import Penalty, SpectralPenalty
@@ -154,6 +155,25 @@ class Cohort:
                 self.figures[f"{name}/weight"] = penalty.weight.mean()
                 self.figures[f"{name}/grad_ratio"] = (norm / result.gradient_norm.clamp_min(1e-30)).mean()
         return result.models
+
+    def work(self, transport: NetworkModel, payload: int, seconds_per_step: float | None) -> list[Work]:
+        """What the clients did in this round, for the clock.
+
+        Args:
+            transport: Transfer times.
+            payload: Bytes of an upload, and of a download; 0 where nothing is sent.
+            seconds_per_step: Length of a local step; None takes what was measured.
+        """
+        work = []
+        for k, client in enumerate(self.clients):
+            stage = {
+                name: self.seconds[name][k] if seconds_per_step is None else self.steps[name][k] * seconds_per_step
+                for name in self.seconds
+            }
+            personal = stage.pop("personal", 0.0)
+            up, down = transport.transfer(client, self.round_number, payload) if payload else (0.0, 0.0)
+            work.append(Work(client, sum(stage.values()), personal, up, down))
+        return work
 
 
 def named_figures(figures: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
@@ -14,12 +13,14 @@ from torch.optim import SGD, Optimizer
 from lit_methods.federated.automatic import AutomaticBackend
 from lit_methods.federated.checks import check_arguments, check_trainer
 from lit_methods.federated.clients import Federation
-from lit_methods.federated.clock import NetworkModel, Work
+from lit_methods.federated.clock import NetworkModel
 from lit_methods.federated.co_distillation import SpectralCoDistillation
 from lit_methods.federated.cohort import Cohort, LocalTraining, Update, merged_figures, named_figures
 from lit_methods.federated.evaluation import EvaluationBatch, FederatedAccuracy
 from lit_methods.federated.layout import ModelLayout
 from lit_methods.federated.local_training import LocalBackend, Models, per_sample
+from lit_methods.federated.modes import TrainingModes
+from lit_methods.federated.ranks import from_all_ranks, sum_over_ranks
 from lit_methods.federated.state import FederatedState
 from lit_methods.federated.strategies import Strategy
 from lit_methods.logging import log_figure
@@ -110,6 +111,7 @@ class FederatedModule(LightningModule):
         self._make_server_optimizer = server_optimizer or partial(SGD, lr=1.0)
         self._accuracy: FederatedAccuracy | None = None
         self._has_personal = False
+        self._modes = TrainingModes(self.network)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits `(B, num_classes)` of the generic model."""
@@ -121,9 +123,8 @@ class FederatedModule(LightningModule):
         Raises:
             MisconfigurationException: If there are such.
         """
-        if stage != "fit":
-            return
-        check_trainer(self.trainer)
+        if stage == "fit":
+            check_trainer(self.trainer)
 
     def configure_optimizers(self) -> Optimizer:
         """The server's optimizer over the generic model."""
@@ -204,16 +205,17 @@ class FederatedModule(LightningModule):
             for client, buffers in zip(cohort.clients, update.uploads.buffers, strict=True):
                 self.state.buffers[client] = buffers
         elif self.layout.buffer_size:
-            self.layout.write_buffers(self.network, self._sum_over_ranks(mean_buffers))
+            self.layout.write_buffers(self.network, sum_over_ranks(mean_buffers, self._world()))
         return delta * cohort.shared * self._world()
 
     def _log_round(self, cohort: Cohort, update: Update, drawn: list[int]) -> None:
         payload = self._payload_bytes(cohort) if update.uploads is not None else 0
         values = {name: float(value) for name, value in named_figures(cohort.figures).items()}
-        parts = self._from_all_ranks((len(cohort.clients), values, self._work(cohort, payload)))
+        work = cohort.work(self.transport, payload, self.seconds_per_step)
+        parts = from_all_ranks((len(cohort.clients), values, work), self._world())
         figures = merged_figures([(count, found) for count, found, _ in parts])
         sequential, wait_free = self.state.clock.advance(
-            [work for _, _, works in parts for work in works], self.transport.aggregation_seconds
+            [each for _, _, works in parts for each in works], self.transport.aggregation_seconds
         )
         figures |= {
             "federated/round": float(self.state.round_number + 1),
@@ -231,19 +233,15 @@ class FederatedModule(LightningModule):
         values = int(cohort.shared.sum()) * cohort.received.weights.element_size()
         return values + (4 * self.layout.buffer_size if self.buffer_policy == "aggregate" else 0)
 
-    def _work(self, cohort: Cohort, payload: int) -> list[Work]:
-        work = []
-        for k, client in enumerate(cohort.clients):
-            stage = {
-                name: cohort.seconds[name][k]
-                if self.seconds_per_step is None
-                else cohort.steps[name][k] * self.seconds_per_step
-                for name in cohort.seconds
-            }
-            personal = stage.pop("personal", 0.0)
-            up, down = self.transport.transfer(client, self.state.round_number, payload) if payload else (0.0, 0.0)
-            work.append(Work(client, sum(stage.values()), personal, up, down))
-        return work
+    def on_validation_model_eval(self) -> None:
+        """Remembers how the layers are trained, which fine-tuning at an evaluation needs."""
+        self._modes = TrainingModes(self.network)
+        super().on_validation_model_eval()
+
+    def on_test_model_eval(self) -> None:
+        """See `on_validation_model_eval`."""
+        self._modes = TrainingModes(self.network)
+        super().on_test_model_eval()
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         """Counts the correct answers of the generic model and of this rank's personal ones."""
@@ -311,7 +309,8 @@ class FederatedModule(LightningModule):
         # Also once without clients, so that all ranks know whether the method has personal models.
         for start in range(0, max(1, len(own)), _EVALUATED_AT_ONCE):
             clients = own[start : start + _EVALUATED_AT_ONCE]
-            models = self.strategy.personalize(self._cohort(federation, clients, counts))
+            with self._modes.restored(self.network):
+                models = self.strategy.personalize(self._cohort(federation, clients, counts))
             if models is None:
                 return
             self._has_personal = True
@@ -322,8 +321,8 @@ class FederatedModule(LightningModule):
             return
         figures = self._accuracy.generic_figures() if self._reports_generic() else {}
         if self._has_personal:
-            self._accuracy.personal = self._sum_over_ranks(self._accuracy.personal)
-            self._accuracy.personal_drawn = self._sum_over_ranks(self._accuracy.personal_drawn)
+            self._accuracy.personal = sum_over_ranks(self._accuracy.personal, self._world())
+            self._accuracy.personal_drawn = sum_over_ranks(self._accuracy.personal_drawn, self._world())
             figures |= self._accuracy.personal_figures()
         bar = {"generic_acc", "personal_acc"}
         for name, value in figures.items():
@@ -331,23 +330,11 @@ class FederatedModule(LightningModule):
         self._accuracy, self._has_personal = None, False
         self.state.evaluated.clear()
 
-    def _from_all_ranks(self, thing: Any) -> list[Any]:
-        if self._world() == 1:
-            return [thing]
-        parts: list[Any] = [None] * self._world()
-        dist.all_gather_object(parts, thing)
-        return parts
-
-    def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        if self._world() > 1:
-            dist.all_reduce(values)
-        return values
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the round, the personal models of all ranks, and the clock."""
         state = self.state.state_dict()
         for name in ("personal", "buffers"):
-            parts = [part for part in self._from_all_ranks(state[name]) if part]
+            parts = [part for part in from_all_ranks(state[name], self._world()) if part]
             state[name] = {key: torch.cat([part[key] for part in parts]) for key in ("clients", "vectors") if parts}
         checkpoint[_CHECKPOINT_KEY] = state | {"backend": self.backend.state_dict()}
 

@@ -218,6 +218,27 @@ def test_personal_models_spill_to_disk_and_change_nothing(tmp_path: Path) -> Non
     assert len(list((tmp_path / "clients").glob("*.npy"))) == len(on_disk.state.personal)
 
 
+def test_many_clients_are_evaluated_from_disk_and_none_is_left_out(tmp_path: Path) -> None:
+    data, figures = federation([3 + i % 5 for i in range(70)]), []
+    for folder in (None, tmp_path):
+        fed = module(SpectralCoDistillation(), spill_folder=folder, participation=0.6, **LOOP)
+        running = fit(fed, 2, data)
+        personal = {name: float(v) for name, v in running.callback_metrics.items() if name.startswith("val/personal")}
+        figures.append(personal)
+    assert figures[0] == figures[1]
+    test, accuracies = Evaluation(data).batches, []
+    with torch.no_grad():
+        for i in range(70):
+            network = fed.personal_network(i) if i in fed.state.personal else fed.network
+            hits = torch.cat([network(batch.inputs).argmax(dim=1) == batch.labels for batch in test])
+            labels = torch.cat([batch.labels for batch in test])
+            per_class = [hits[labels == c].double().mean() for c in range(CLASSES)]
+            accuracies.append(float(sum(per_class[c] * (data[i].labels == c).double().mean() for c in range(CLASSES))))
+    assert figures[0]["val/personal_acc"] == pytest.approx(sum(accuracies) / 70, abs=1e-6)
+    assert figures[0]["val/personal_acc_worst_tenth"] == pytest.approx(sum(sorted(accuracies)[:7]) / 7, abs=1e-6)
+    assert not list((tmp_path / "evaluated").glob("*.npy"))
+
+
 def test_store_copies_and_goes_through_a_state_dict(tmp_path: Path) -> None:
     vectors = {3: torch.randn(5), 1: torch.randn(5)}
     for folder in (None, tmp_path):

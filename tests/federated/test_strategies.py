@@ -24,6 +24,7 @@ from lit_methods.federated.clients import stream_seed
 from lit_methods.federated.heads import head_of
 from tests.federated.toys import (
     CLASSES,
+    FEATURES,
     ToyFederation,
     drawn,
     federation,
@@ -202,9 +203,16 @@ def test_fedrod_trains_a_balanced_body_and_then_a_private_head(backend: type) ->
     torch.testing.assert_close(vector(fed.network.personal_head), vector(network()[-1]), rtol=0, atol=0)
 
 
-def test_fine_tuning_happens_at_evaluation_and_is_not_kept() -> None:
-    fed, data = module(FedAvg(fine_tune_epochs=3)), federation()
-    plain = module(FedAvg())
+def _normalized() -> nn.Module:
+    return nn.Sequential(nn.Linear(FEATURES, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, CLASSES))
+
+
+@pytest.mark.parametrize("kind", [None, _normalized])
+def test_fine_tuning_happens_at_evaluation_in_training_mode_and_is_not_kept(
+    kind: Callable[[], nn.Module] | None,
+) -> None:
+    fed, data = module(FedAvg(fine_tune_epochs=3), kind), federation((7, 12, 4, 20))
+    plain = module(FedAvg(), kind)
     running = fit(fed, 2, data)
     fit(plain, 2, data)
     torch.testing.assert_close(vector(fed.network), vector(plain.network), rtol=0, atol=0)
@@ -212,7 +220,7 @@ def test_fine_tuning_happens_at_evaluation_and_is_not_kept() -> None:
     correct, total = torch.zeros(4, CLASSES), torch.zeros(CLASSES)
     test = federation((30,)).clients[0]
     for i in range(4):
-        tuned = reference_training(fed.network, data[i], stream_seed(SEED, i, 2, "fine_tuning"), epochs=3)
+        tuned = reference_training(fed.network, data[i], stream_seed(SEED, i, 2, "fine_tuning"), epochs=3).eval()
         for c in range(CLASSES):
             of_class = test.labels == c
             correct[i, c] = (tuned(test.inputs[of_class]).argmax(dim=1) == c).sum()

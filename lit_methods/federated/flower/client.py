@@ -103,10 +103,8 @@ class _Node:
 
     def evaluate(self, message: Message) -> Message:
         """Sends the personal model's accuracy, if there is such a model."""
-        self.module.eval()
         cohort = self._cohort(message.content)
         personal = self.module.strategy.personalize(cohort)
-        self.module.train()
         content = RecordDict()
         if personal is not None:
             local, drawn = self._accuracy(personal, cohort.class_counts)
