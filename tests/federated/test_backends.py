@@ -188,7 +188,8 @@ def test_automatic_choice_is_measured_once_and_restored() -> None:
     backend, net = AutomaticBackend(), network()
     result = _train(backend, net, _stage(), [0, 1, 2, 3])
     assert set(backend.trial_seconds) == {"loop", "vectorized"}
-    assert backend.choice == min(backend.trial_seconds, key=backend.trial_seconds.get)
+    clearly = backend.trial_seconds["vectorized"] < 0.9 * backend.trial_seconds["loop"]
+    assert backend.choice == ("vectorized" if clearly else "loop")
     _same(result, _train(LoopBackend(), net, _stage(), [0, 1, 2, 3]))
     other = AutomaticBackend()
     other.load_state_dict({"choice": "loop"})
