@@ -9,6 +9,8 @@ NEEDED = {
     "lit_methods/callbacks/__init__.py",
     "lit_methods/datamodules/__init__.py",
     "lit_methods/configs/trainer/cpu.yaml",
+    "lit_methods/configs/federated/flower/federated_app.py",
+    "lit_methods/configs/federated/flower/pyproject.toml",
 }
 
 

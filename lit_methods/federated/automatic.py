@@ -23,9 +23,9 @@ class AutomaticBackend(LocalBackend):
     """Trains the first stage both ways, up to three times while it is short, and stays with the faster backend.
 
     The loop stays where stacking is not clearly faster, by a tenth of the time: a trial is noisy, and a choice is for
-    the whole run. Where a network or data allow only the loop, nothing is tried. The two agree up to rounding but not bit for bit,
-    and which is faster can differ between runs: name one of them where runs must repeat exactly. The choice is in the
-    checkpoint, so that a resumed run repeats the interrupted one.
+    the whole run. Where a network or data allow only the loop, nothing is tried. The two agree up to rounding but not
+    bit for bit, and which is faster can differ between runs: name one of them where runs must repeat exactly. The
+    choice is in the checkpoint, so that a resumed run repeats the interrupted one.
 
     Attributes:
         choice: The backend in use; None before the first stage.
