@@ -7,6 +7,7 @@ from lit_methods.callbacks.learned_augmentation import LearnedAugmentation
 from lit_methods.callbacks.softmax_approximation import SoftmaxApproximation
 from lit_methods.callbacks.spectral_distillation import SpectralDistillation
 from lit_methods.callbacks.synthetic_image_writer import SyntheticImageWriter
+from lit_methods.callbacks.user_level_noise import UserLevelNoise
 
 __all__ = [
     "BandedSquareRootNoise",
@@ -16,4 +17,5 @@ __all__ = [
     "SoftmaxApproximation",
     "SpectralDistillation",
     "SyntheticImageWriter",
+    "UserLevelNoise",
 ]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         SoftmaxApproximation,
         SpectralDistillation,
         SyntheticImageWriter,
+        UserLevelNoise,
     )
     from lit_methods.classifier import Classifier
     from lit_methods.data_manipulation import ConditionalMaskedLM, TextClassifier
@@ -76,6 +77,7 @@ __all__ = [
     "SyntheticImageWriter",
     "TextClassifier",
     "TranslationDataModule",
+    "UserLevelNoise",
     "__version__",
 ]
 
@@ -110,6 +112,7 @@ _HOMES = {
     "SyntheticImageWriter": "lit_methods.callbacks",
     "TextClassifier": "lit_methods.data_manipulation",
     "TranslationDataModule": "lit_methods.datamodules",
+    "UserLevelNoise": "lit_methods.callbacks",
 }
 
 

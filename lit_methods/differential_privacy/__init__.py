@@ -20,6 +20,7 @@ from lit_methods.differential_privacy.optimized import BestClosedForm, OptimalBa
 from lit_methods.differential_privacy.poisson import CyclicPoissonBatchSampler
 from lit_methods.differential_privacy.samplers import AccountedBatchSampler, FixedOrderBatchSampler
 from lit_methods.differential_privacy.server import PrivateServerUpdate
+from lit_methods.differential_privacy.user_level import UserLevelRounds
 from lit_methods.differential_privacy.workload import Workload
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ __all__ = [
     "PrivateTraining",
     "Sampling",
     "Strategy",
+    "UserLevelRounds",
     "Workload",
     "account",
     "calibrate",

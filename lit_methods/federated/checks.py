@@ -56,3 +56,16 @@ def check_trainer(trainer: Trainer) -> None:
         raise MisconfigurationException(
             "precision='16-mixed' scales one loss, but each client has its own; use 'bf16-mixed' or '32-true'."
         )
+
+
+def cohort_size(clients: int, participation: float, clients_per_round: int | None) -> int:
+    """Number of clients in a round: the given one, or else the given part of all.
+
+    Raises:
+        ValueError: If there are not as many clients.
+    """
+    if clients_per_round is None:
+        return max(1, int(participation * clients))
+    if clients_per_round > clients:
+        raise ValueError(f"clients_per_round={clients_per_round} is more than the {clients} clients there are.")
+    return clients_per_round

@@ -10,8 +10,9 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from lit_methods.federated.aggregation import Aggregation, WeightedMean
 from lit_methods.federated.automatic import AutomaticBackend
-from lit_methods.federated.checks import check_arguments, check_trainer
+from lit_methods.federated.checks import check_arguments, check_trainer, cohort_size
 from lit_methods.federated.clients import Federation
 from lit_methods.federated.clock import NetworkModel
 from lit_methods.federated.co_distillation import SpectralCoDistillation
@@ -63,6 +64,10 @@ class FederatedModule(LightningModule):
         transport: Transfer times for the clock.
         seconds_per_step: Length of a local step for the clock; None takes what was measured.
 
+    Attributes:
+        aggregation: Draws the clients of a round and combines what they send; `WeightedMean` unless a callback, such
+            as `UserLevelNoise`, puts another in its place.
+
     Guarantees:
         - A resumed run equals the uninterrupted one, every personal model included.
         - The order and the number of processes in which clients are trained change nothing beyond rounding.
@@ -109,6 +114,7 @@ class FederatedModule(LightningModule):
         self.state = FederatedState(spill_folder)
         self._make_optimizer = optimizer or partial(SGD, lr=0.05, momentum=0.5)
         self._make_server_optimizer = server_optimizer or partial(SGD, lr=1.0)
+        self.aggregation: Aggregation = WeightedMean()
         self._accuracy: FederatedAccuracy | None = None
         self._has_personal = False
         self._modes = TrainingModes(self.network)
@@ -133,7 +139,8 @@ class FederatedModule(LightningModule):
     def training_step(self, batch: Federation, batch_idx: int) -> Tensor:
         """One round: returns a loss whose gradient is the received model minus the mean of the uploads."""
         counts = self.state.meet(batch, self.num_classes)
-        drawn = self.state.sample(self.seed, len(batch), self._cohort_size(len(batch)))
+        size = cohort_size(len(batch), self.participation, self.clients_per_round)
+        drawn = self.aggregation.sample(len(batch), size, self.state.round_number, self.seed)
         own = [client for client in drawn if client % self._world() == self.global_rank]
         cohort = self._cohort(batch, own, counts)
         update = self.strategy.round(cohort)
@@ -145,15 +152,6 @@ class FederatedModule(LightningModule):
         weights = self.layout.read(self.network, detach=False)
         pull = (weights * delta).sum()
         return pull.detach() - pull + delta.square().sum() / 2
-
-    def _cohort_size(self, clients: int) -> int:
-        if self.clients_per_round is None:
-            return max(1, int(self.participation * clients))
-        if self.clients_per_round > clients:
-            raise ValueError(
-                f"clients_per_round={self.clients_per_round} is more than the {clients} clients there are."
-            )
-        return self.clients_per_round
 
     def _world(self) -> int:
         return self.trainer.world_size
@@ -199,7 +197,8 @@ class FederatedModule(LightningModule):
         sizes = counts.sum(dim=1).to(torch.float64)
         shares = (sizes[cohort.clients] / sizes[drawn].sum()).to(weights)
         with torch.autocast(weights.device.type, enabled=False):
-            delta = shares @ (update.uploads.weights - weights)
+            moved = (update.uploads.weights - weights) * cohort.shared
+            delta = self.aggregation.combine(moved, shares, cohort.clients)
             mean_buffers = shares.to(update.uploads.buffers) @ update.uploads.buffers
         if self.buffer_policy == "local":
             for client, buffers in zip(cohort.clients, update.uploads.buffers, strict=True):

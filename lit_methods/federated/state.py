@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_methods.federated.clients import ClientStore, Federation, class_counts, stream_seed
+from lit_methods.federated.clients import ClientStore, Federation, class_counts
 from lit_methods.federated.clock import ProtocolClock
 from lit_methods.federated.local_training import Models
 
@@ -54,11 +54,6 @@ class FederatedState:
             self.class_counts = class_counts(federation, num_classes)
             self._fingerprint = federation.fingerprint
         return self.class_counts
-
-    def sample(self, seed: int, clients: int, size: int) -> list[int]:
-        """Clients of this round, ascending: drawn without replacement from the seed and the round alone."""
-        generator = torch.Generator().manual_seed(stream_seed(seed, self.round_number, "cohort"))
-        return sorted(torch.randperm(clients, generator=generator)[:size].tolist())
 
     def personal_models(self, clients: Sequence[int], received: Models) -> Models:
         """Personal models of some clients; what they received where they have none.

@@ -78,6 +78,12 @@ def _federated_module(folder: Path, processes: int = 1) -> Parts:
     return Parts(module, [], ToyClients(*toy_tensors()))
 
 
+def _user_level_noise(folder: Path, processes: int = 1) -> Parts:
+    noise = lit_methods.UserLevelNoise(epsilon=8.0, delta=1e-2, unsafe_seed=0)
+    parts = _federated_module(folder, processes)
+    return Parts(parts.module, [noise], parts.data)
+
+
 def _clients(data: Callable[[], ToyData]) -> Callable[[], ToyClients]:
     return lambda: ToyClients(*data().dataset.tensors)
 
@@ -106,5 +112,20 @@ ENTRIES = (
             Bad("NaN input", _clients(nan(*range(EXAMPLES))), finite=False),
         ),
         skips={"accumulates": "refused: gradients accumulated over rounds would average servers"},
+    ),
+    Entry(
+        "UserLevelNoise",
+        _user_level_noise,
+        configs=("compositions/private_federated_digits.yaml",),
+        reload=lambda: {"network": toy_network()},
+        bad=(
+            Bad("narrow inputs", _clients(narrow), (RuntimeError, r"shapes cannot be multiplied \(4x3 and 4x6\)")),
+            Bad("unknown label", _clients(unknown_label), (ValueError, "Client 0 has the labels 1 to 3, which do not")),
+            Bad("NaN input", _clients(nan(*range(EXAMPLES))), finite=True),
+        ),
+        skips={
+            "accumulates": "refused: gradients accumulated over rounds would average servers",
+            "ddp_equal": "refused: the noise is added in one process",
+        },
     ),
 )
