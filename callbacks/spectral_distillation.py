@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from lit_methods.federated.distillation import WeightSelection, select_weights
 from lit_methods.federated.functional import (
@@ -72,6 +73,7 @@ class SpectralDistillation(Callback):
         self.distribution: Tensor | None = None
         self._model: ModelLayout | None = None
         self._target: SpectralTarget | None = None
+        self._waiting: RemovableHandle | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forgets the spectrum of an earlier fit; a checkpoint's is loaded after this."""
@@ -107,6 +109,17 @@ class SpectralDistillation(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Adds the term's gradient and logs its size."""
+        if self._waiting is not None:
+            self._waiting.remove()
+            self._waiting = None
+        inner = getattr(optimizer, "original_optimizer", None)
+        if isinstance(inner, Optimizer):
+            # An optimizer of private training writes the gradient anew as it steps: the term comes after the noise.
+            self._waiting = inner.register_step_pre_hook(lambda stepping, *_: self._step(pl_module, stepping))
+        else:
+            self._step(pl_module, optimizer)
+
+    def _step(self, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self._model is None or self._target is None:
             return
         found = dict(pl_module.get_submodule(self.submodule).named_parameters())
@@ -131,8 +144,11 @@ class SpectralDistillation(Callback):
             p.grad = term if p.grad is None else p.grad.add_(term)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Frees what lies on the device."""
+        """Frees what lies on the device, and leaves the optimizer as it was found."""
         self._target = None
+        if self._waiting is not None:
+            self._waiting.remove()
+            self._waiting = None
 
     def state_dict(self) -> dict[str, Any]:
         """The teacher's spectrum."""

@@ -57,7 +57,7 @@ def check_optimizer(optimizers: Sequence[Optimizer], chosen: int | None) -> Opti
     """The optimizer whose parameters and learning rates the look-ahead takes.
 
     Raises:
-        MisconfigurationException: If there is none, or several and none is named.
+        MisconfigurationException: If there is none, several and none is named, or one of private training.
     """
     if not optimizers:
         raise MisconfigurationException("The module has no optimizer, so that no training step answers to a weight.")
@@ -68,7 +68,14 @@ def check_optimizer(optimizers: Sequence[Optimizer], chosen: int | None) -> Opti
         )
     if chosen is not None and not 0 <= chosen < len(optimizers):
         raise MisconfigurationException(f"optimizer={chosen} names none of the module's {len(optimizers)} optimizers.")
-    return optimizers[chosen or 0]
+    found = optimizers[chosen or 0]
+    if hasattr(found, "original_optimizer"):
+        raise MisconfigurationException(
+            f"{type(found).__name__} trains privately, but the look-ahead reads each training example once more, by the"
+            " gradients of the validation loss, which no budget counts. Learn the weights on public data first, or"
+            " leave one of the two out."
+        )
+    return found
 
 
 def read_index(batch: Any, reader: Reader | None, num_samples: int, needed: bool) -> Tensor | None:

@@ -163,8 +163,8 @@ def check_layers(module: nn.Module) -> None:
         module: The module that is about to be trained.
 
     Raises:
-        MisconfigurationException: On recurrent layers and attention of ``torch.nn`` with trained parameters, and on
-            mean losses with class weights.
+        MisconfigurationException: On recurrent layers and attention of ``torch.nn`` with trained parameters, layers
+            that hold a parameter twice, and mean losses with class weights.
     """
     for name, layer in module.named_modules():
         trained = any(p.requires_grad for p in layer.parameters())
@@ -173,6 +173,13 @@ def check_layers(module: nn.Module) -> None:
             raise MisconfigurationException(
                 f"{name or type(layer).__name__} is a {type(layer).__name__}, whose fused kernel has no per-sample"
                 f" gradients. Use opacus.layers.{kind}, or freeze it."
+            )
+        own = [p for _, p in layer.named_parameters(recurse=False) if p.requires_grad]
+        twice = len(list(layer.parameters())) < len(list(layer.named_parameters(remove_duplicate=False)))
+        if own and twice:
+            raise MisconfigurationException(
+                f"{name or type(layer).__name__} ({type(layer).__name__}) holds a parameter under two names, for which"
+                " Opacus has no per-sample gradients. Give the two a parameter each, or freeze them."
             )
         weighted = isinstance(layer, nn.CrossEntropyLoss | nn.NLLLoss) and layer.weight is not None
         if weighted and layer.reduction == "mean":

@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_methods import DataWeighting, SoftmaxApproximation, SpectralDistillation
+from lit_methods.federated import spectral_divergence
 from lit_methods.softmax_approximation.networks import HuggingFaceEncoder
 from tests.callbacks.toys import CLASSES, private, toy_trainer
 
@@ -84,6 +86,56 @@ def test_four_bits_change_each_a_little() -> None:
             for found, expected in zip(both.parameters(), alone.parameters(), strict=True)
         )
         assert 0 < away < 0.05
+
+
+def test_the_spectral_term_comes_after_the_noise_of_private_training() -> None:
+    teacher, weight, rate = Reader(), 5.0, 0.2
+    with torch.no_grad():
+        for p in teacher.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    moved = []
+    for others in ([], [SpectralDistillation(weight, teacher)], [SpectralDistillation(weight, teacher)]):
+        module, noise = Reader(), private(max_grad_norm=0.5, unsafe_seed=3)
+        callbacks = [noise, *others] if len(moved) < 2 else [*others, noise]
+        running = toy_trainer(*callbacks, max_epochs=1, limit_train_batches=1.0)
+        torch.manual_seed(2)
+        running.fit(module, DataLoader(_loader().dataset, TEXTS))
+        assert running.global_step == 1
+        moved.append({name: p.detach() for name, p in module.named_parameters()})
+    student = Reader()
+    kernels = {name: p for name, p in student.named_parameters() if p.ndim >= 2}
+    told = [p.detach() for _, p in teacher.named_parameters() if p.ndim >= 2]
+    term = torch.autograd.grad(weight * spectral_divergence(list(kernels.values()), told), list(kernels.values()))
+    expected = dict(zip(kernels, term, strict=True))
+    for with_term in moved[1:]:
+        for name, alone in moved[0].items():
+            torch.testing.assert_close(
+                with_term[name] - alone,
+                -rate * expected.get(name, torch.zeros(())).expand_as(alone),
+                rtol=1e-3,
+                atol=1e-6,
+            )
+    assert max(float(part.abs().max()) for part in term) > 1e-3
+
+
+@pytest.mark.parametrize("private_first", [True, False])
+def test_weights_learned_on_private_examples_are_refused(private_first: bool) -> None:
+    callbacks = [private(max_grad_norm=0.5), _weighting()]
+    with pytest.raises(MisconfigurationException, match=r"trains privately, but the look-ahead reads each training ex"):
+        _fit(*(callbacks if private_first else reversed(callbacks)))
+
+
+def test_weights_and_the_spectral_term_are_both_on() -> None:
+    both, weighted, spectral = (
+        _fit(*(make() for make in makers))
+        for makers in (
+            (_weighting, OTHERS["spectral distillation"]),
+            (_weighting,),
+            (OTHERS["spectral distillation"],),
+        )
+    )
+    for alone in (weighted, spectral):
+        assert not torch.allclose(both.head.weight, alone.head.weight, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra"])
