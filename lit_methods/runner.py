@@ -9,6 +9,7 @@ import lit_methods.callbacks
 import lit_methods.classifier
 import lit_methods.datamodules
 import lit_methods.semi_supervised  # noqa: F401  these imports make short class names known to jsonargparse
+from lit_methods.checkpoint import check_module, read_checkpoint
 from lit_methods.report import closing_report
 
 _SAVE_DIR = "runs"
@@ -26,12 +27,22 @@ class Runner(LightningCLI):
         self.config = parser.parse_args(args)  # type: ignore[arg-type]  # `run` passes a list
 
     def before_instantiate_classes(self) -> None:
-        """Puts the log where `--trainer.default_root_dir` points, unless a logger says otherwise."""
+        """Reads the checkpoint, and puts the log where `--trainer.default_root_dir` points unless a logger says so."""
+        path = self.config[self.subcommand].get("ckpt_path")
+        self._checkpoint = None if path is None else read_checkpoint(path)
         trainer = self.config[self.subcommand].trainer
         logger = trainer.logger
         ours = getattr(logger, "class_path", None) == _CSV_LOGGER["class_path"]
         if trainer.default_root_dir is not None and ours and logger.init_args.save_dir == _SAVE_DIR:
             logger.init_args.save_dir = str(trainer.default_root_dir)
+
+    def instantiate_classes(self) -> None:
+        """Makes model, data and Trainer, and refuses the checkpoint of another model."""
+        super().instantiate_classes()
+        if self._checkpoint is not None:
+            path = self.config[self.subcommand].ckpt_path
+            check_module(path, self._checkpoint, self.model.state_dict(), type(self.model).__name__)
+            self._checkpoint = None
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the configuration alone: Lightning would let the checkpoint overwrite YAML and flags."""
