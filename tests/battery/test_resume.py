@@ -22,9 +22,14 @@ SAVING = {"enable_checkpointing": True}
 AT = {"after epoch 1": STEPS_PER_EPOCH, "inside epoch 2": MID_EPOCH}
 
 
-def _checkpoints(folder: Path, at: int) -> ModelCheckpoint:
+def at_step(folder: Path, at: int = MID_EPOCH) -> ModelCheckpoint:
     when = {"every_n_epochs": 1} if at == STEPS_PER_EPOCH else {"every_n_train_steps": MID_EPOCH}
     return ModelCheckpoint(folder, "{step}", save_top_k=-1, **when)
+
+
+def last_step(entry: Entry) -> int:
+    """The latest step before `MID_EPOCH + 2` that a run can go on from."""
+    return STEPS_PER_EPOCH if "resumes_mid_epoch" in entry.skips else MID_EPOCH
 
 
 @pytest.mark.parametrize("at", AT.values(), ids=AT.keys())
@@ -33,17 +38,17 @@ def test_resumed_run_equals_the_uninterrupted_one(entry: Entry, at: int, tmp_pat
     if at == MID_EPOCH and "resumes_mid_epoch" in entry.skips:
         pytest.skip(entry.skips["resumes_mid_epoch"])
     whole, log = entry.make(tmp_path, 1), Recorder()
-    trainer = toy_trainer(whole, tmp_path, _checkpoints(tmp_path / "whole", at), logger=log, **SAVING)
+    trainer = toy_trainer(whole, tmp_path, at_step(tmp_path / "whole", at), logger=log, **SAVING)
     trainer.fit(whole.module, datamodule=whole.data)
 
     parts = entry.make(tmp_path, 1)
     interruption = Interrupt("on_train_batch_start", MID_EPOCH + 2)
-    trainer_of_broken = toy_trainer(parts, tmp_path, _checkpoints(tmp_path / "broken", at), interruption, **SAVING)
+    trainer_of_broken = toy_trainer(parts, tmp_path, at_step(tmp_path / "broken", at), interruption, **SAVING)
     with pytest.raises(Interruption):
         trainer_of_broken.fit(parts.module, datamodule=parts.data)
 
     parts, log_of_resumed = entry.make(tmp_path, 1), Recorder()
-    resumed = toy_trainer(parts, tmp_path, _checkpoints(tmp_path / "resumed", at), logger=log_of_resumed, **SAVING)
+    resumed = toy_trainer(parts, tmp_path, at_step(tmp_path / "resumed", at), logger=log_of_resumed, **SAVING)
     resumed.fit(parts.module, datamodule=parts.data, ckpt_path=tmp_path / "broken" / f"step={at}.ckpt")
     assert outcome(parts, resumed) == outcome(whole, trainer)
     assert _history(log_of_resumed, at) == _history(log, at)
