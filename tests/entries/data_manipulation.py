@@ -128,6 +128,7 @@ ENTRIES = (
             "data_manipulation/digits_imbalance.yaml",
             "data_manipulation/cifar10_imbalance.yaml",
             "data_manipulation/cifar10_low.yaml",
+            "compositions/weighted_attention.yaml",
         ),
         reload=lambda: {"network": toy_network()},
         bad=(

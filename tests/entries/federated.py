@@ -97,6 +97,7 @@ ENTRIES = (
     Entry(
         "SpectralDistillation",
         _spectral_distillation,
+        configs=("compositions/spectral_mack.yaml",),
         reload=lambda: {"network": toy_network()},
         bad=(*FROM_TORCH, Bad("NaN input", nan(0), finite=False)),
         skips={"resumes_mid_epoch": NONE_OF_OURS},

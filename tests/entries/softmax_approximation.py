@@ -127,6 +127,7 @@ ENTRIES = (
             "softmax_approximation/sst5.yaml",
             "softmax_approximation/trec.yaml",
             "softmax_approximation/multi30k_transformer.yaml",
+            "compositions/private_attention.yaml",
         ),
         reload=lambda: {"network": toy_attention()},
         bad=(
