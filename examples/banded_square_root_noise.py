@@ -1,6 +1,6 @@
 """Tumours told apart from private records: `BandedSquareRootNoise` in a project of its own.
 
-python examples/banded_square_root_noise.py
+Run it: `python examples/banded_square_root_noise.py`.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Wrong labels found while a model trains: `DataWeighting` in a project of its own.
 
-python examples/data_weighting.py
+Run it: `python examples/data_weighting.py`.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """A second opinion on an image-text matcher: `KnowledgeRerank` in a project of its own.
 
-python examples/knowledge_rerank.py
+Run it: `python examples/knowledge_rerank.py`.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """Variants of sentences that learn to keep the label: `LearnedAugmentation` in a project of its own.
 
-python examples/learned_augmentation.py
+Run it: `python examples/learned_augmentation.py`.
 """
 
 from types import SimpleNamespace

@@ -1,6 +1,6 @@
 """A transformer that keeps less of its attention: `SoftmaxApproximation` in a project of its own.
 
-python examples/softmax_approximation.py
+Run it: `python examples/softmax_approximation.py`.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Fine-tuning that stays spectrally near its start: `SpectralDistillation` in a project of its own.
 
-python examples/spectral_distillation.py
+Run it: `python examples/spectral_distillation.py`.
 """
 
 import copy

@@ -1,6 +1,6 @@
 """Generated images as files, with a resume: `SyntheticImageWriter` in a project of its own.
 
-python examples/synthetic_image_writer.py
+Run it: `python examples/synthetic_image_writer.py`.
 """
 
 import csv

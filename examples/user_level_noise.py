@@ -1,6 +1,6 @@
 """Federated averaging that protects whole clients: `UserLevelNoise` on a federated loop of one's own.
 
-python examples/user_level_noise.py
+Run it: `python examples/user_level_noise.py`.
 """
 
 from collections.abc import Sequence

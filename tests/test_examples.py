@@ -45,7 +45,7 @@ def test_a_script_takes_the_callback_and_no_module_or_data_of_ours(name: str) ->
     }
     assert f"lit_methods.callbacks:{name}" in imported
     assert not [at for at, found in imported.items() if issubclass(found, LightningModule | LightningDataModule)]
-    assert f"    python examples/{_home(name)}.py\n" in text
+    assert f"`python examples/{_home(name)}.py`" in text
 
 
 @pytest.mark.parametrize("printed", ["banded_square_root_noise"], indirect=True)
