@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from sklearn.datasets import load_breast_cancer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset, random_split
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from lit_methods.callbacks import BandedSquareRootNoise
 
@@ -46,8 +46,11 @@ def main() -> None:
     """Trains without privacy, with DP-SGD's noise and with banded square root noise at the same budget."""
     inputs, labels = load_breast_cancer(return_X_y=True)
     inputs = torch.tensor(inputs, dtype=torch.float32)
-    data = TensorDataset((inputs / inputs.median(0).values).log1p() - 0.7, torch.tensor(labels))
-    sets = random_split(data, [460, 109], torch.Generator().manual_seed(0))
+    scale = (
+        inputs[460:].median(0).values
+    )  # of the held-out records: statistics of private ones would leave without noise
+    data = TensorDataset((inputs / scale).log1p() - 0.7, torch.tensor(labels))
+    sets = Subset(data, range(460)), Subset(data, range(460, len(data)))
     budget = {"epsilon": 1.0, "delta": 1e-4, "max_grad_norm": 0.5}
 
     independent = BandedSquareRootNoise(bandwidth=1, **budget)
