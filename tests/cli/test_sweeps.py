@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 import lit_methods
-from lit_methods.bundled import bundled_root
+from lit_methods.bundled import bundled_root, find_configs
 from lit_methods.cli import main
+from lit_methods.runner import run
 
 ROOMS = sorted(path.parent.name for path in Path(lit_methods.__file__).parent.glob("*/README.md"))
 
@@ -49,4 +50,5 @@ def test_each_choice_changes_the_config(
 @pytest.mark.parametrize("room", ROOMS)
 def test_what_the_agent_runs_trains(room: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    main([*_agent_command(room, 0), "--trainer.fast_dev_run=true"])
+    ended = run(find_configs([*_agent_command(room, 0), "--trainer.fast_dev_run=true"]))
+    assert _sweep(room)["metric"]["name"] in ended.trainer.callback_metrics
