@@ -4,6 +4,7 @@ from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
 _OPTIONS = ("-c", "--config")
+_SWEEPS = "sweeps"  # files for `wandb sweep`, which no subcommand takes
 
 
 def bundled_root() -> Path:
@@ -14,7 +15,8 @@ def bundled_root() -> Path:
 def bundled_configs() -> list[str]:
     """Returns the names of all bundled configs, such as `differential_privacy/digits.yaml`, sorted."""
     root = bundled_root()
-    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.yaml"))
+    found = (path.relative_to(root) for path in root.rglob("*.yaml"))
+    return sorted(path.as_posix() for path in found if path.parts[0] != _SWEEPS)
 
 
 def find_config(name: str) -> str:
