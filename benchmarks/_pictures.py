@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREY, GREEN, RED = "#1f6fb2", "#e07b00", "#8a8a8a", "#2f9e5b", "#b8323a"
 STYLE = {"font.size": 9.0, "axes.titlesize": 9.5, "axes.spines.top": False, "axes.spines.right": False}
-SIZE, DPI, COLORS = (4.0, 2.9), 160, 48
+SIZE, DPI, COLORS = (4.0, 2.9), 160, 128
 
 
 def dots(axes: Axes, names: Sequence[str], series: Mapping[str, Sequence[Measured | None]], **colors: str) -> None:
@@ -123,7 +123,14 @@ def softmax_approximation(figure: Figure) -> None:
         "where": {"length": 512},
     }
     floor = 2e-4
-    beside = {"SDPA": (5, -10), "merged": (0, 6), "eager": (-2, 6), "recompute": (5, 2), "topk": (-6, -11), "paper": (-14, 7)}
+    beside = {
+        "SDPA": (5, -10),
+        "merged": (0, 6),
+        "eager": (-2, 6),
+        "recompute": (5, 2),
+        "topk": (-6, -11),
+        "paper": (-14, 7),
+    }
     axes = figure.subplots()
     for row in rows(selector):
         if row["side"] == "checkpoint":  # keeps nothing, which a logarithmic axis does not show

@@ -100,7 +100,9 @@ def _room(name: str, minutes: float, *only: str, needs: tuple[Need, ...] = (), i
     """A part of a room's own benchmark, or all of it."""
     room, _, _ = name.partition(".")
     flags = ("--only", *only) if only else ()
-    return Piece(name, f"benchmarks.{room}", (*flags, "--json", "{json}", "--plots", "{plots}"), minutes, needs, is_timed)
+    return Piece(
+        name, f"benchmarks.{room}", (*flags, "--json", "{json}", "--plots", "{plots}"), minutes, needs, is_timed
+    )
 
 
 def _fit(name: str, minutes: float, command: str, config: str, *flags: str) -> Piece:

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from benchmarks._pieces import Budget, Piece
 from benchmarks._records import ROOT, Place, Record, keep, kept, revision
 
-PATIENCE = 8.0  # times the expected minutes, and at least ten minutes
+_BAR = "{desc} {percentage:3.0f}%|{bar}| of {total:.0f} expected minutes, {elapsed}{postfix}"
+PATIENCE, LEAST_MINUTES = 8.0, 10.0  # times the expected minutes, and at least so many
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def run(budget: Budget, pieces: Sequence[Piece], folder: Path, jobs: int) -> lis
     code = revision()
     places = {piece.name: Place(piece, folder, code) for piece in pieces}
     found: dict[str, Outcome] = {}
-    with tqdm(total=round(sum(piece.minutes for piece in pieces), 1), unit="min", desc=budget.value) as bar:
+    total = sum(piece.minutes for piece in pieces)
+    with tqdm(total=total, desc=budget.value, bar_format=_BAR) as bar:
 
         def settle(outcome: Outcome) -> None:
             found[outcome.piece.name] = outcome
@@ -97,8 +99,8 @@ def _run(place: Place, budget: Budget, jobs: int) -> Outcome:
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *environment.get("PYTHONPATH", "").split(os.pathsep)])
     if jobs > 1:
         environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", place.piece.module, *place.arguments()]
-    limit = 60 * max(10.0, PATIENCE * place.piece.minutes)
+    command = [sys.executable, "-m", "benchmarks._watched", place.piece.module, *place.arguments()]
+    limit = 60 * max(LEAST_MINUTES, PATIENCE * place.piece.minutes)
     start = time.monotonic()
     with place.log.open("w") as log:
         process = subprocess.Popen(

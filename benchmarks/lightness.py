@@ -31,7 +31,12 @@ HEAVY = (
     "wandb",
 )
 PACKAGE = Path(__file__).parents[1] / "lit_methods"
-TARGETS = ("lit_methods", "lit_methods.callbacks", "lit_methods.datamodules", *(f"lit_methods.{room}" for room in ROOMS))
+TARGETS = (
+    "lit_methods",
+    "lit_methods.callbacks",
+    "lit_methods.datamodules",
+    *(f"lit_methods.{room}" for room in ROOMS),
+)
 Figures = tuple[dict[str, float], list[dict[str, Any]]]
 
 
