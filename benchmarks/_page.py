@@ -36,7 +36,8 @@ python -m benchmarks --publish FOLDER && python -m benchmarks --page   # take th
 ```
 
 A killed run goes on where it stopped. A piece that needs data or a GPU that is not here is skipped with the \
-reason, and one that fails is named at the end. The folder also holds `summary-<budget>.md` with all tables, and the drawings."""
+reason, and one that fails is named at the end. The folder also \
+holds `summary-<budget>.md` with all tables, and the drawings."""
 
 
 def page(folder: Path = RESULTS) -> str:
@@ -84,9 +85,7 @@ def _headlines(room: str, folder: Path) -> str:
             rows += [[*cells, source] for cells in headline_rows(content["headlines"])]
     if not rows:
         return ""
-    note = (
-        "**Time and memory**, one run each on a machine that other jobs shared; `.quick` is a small run."
-    )
+    note = "**Time and memory**, one run each on a machine that other jobs shared; `.quick` is a small run."
     return f"{note}\n\n{markdown(['headline', 'measured', 'aim', '', 'from'], rows)}"
 
 

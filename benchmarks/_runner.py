@@ -115,9 +115,9 @@ def _run(place: Place, budget: Budget, jobs: int) -> Outcome:
             _end(process)
             raise
     if code:
-        last = ([""] + place.log.read_text(errors="replace").split("\n"))[-2:]
-        said = next((line for line in reversed(last) if line.strip()), "it printed nothing")
-        return Outcome(place.piece, "failed", f"exit code {code}, {said.strip()[:200]}; see {place.log}")
+        said = [line.strip() for line in place.log.read_text(errors="replace").splitlines() if line.strip()]
+        last = said[-1][:200] if said else "it printed nothing"
+        return Outcome(place.piece, "failed", f"exit code {code}, {last}; see {place.log}")
     return Outcome(place.piece, "finished", record=keep(place, budget.value, time.monotonic() - start))
 
 

@@ -11,7 +11,7 @@ import time
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process group when its parent is gone: a killed run must not leave a piece that writes beside the next."""
+    """Ends this process group when its parent is gone, so that no piece of a killed run writes beside the next one."""
     while os.getppid() == parent:
         time.sleep(0.2)
     os.killpg(0, signal.SIGKILL)

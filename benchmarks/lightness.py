@@ -94,7 +94,7 @@ def imports(quick: bool) -> Figures:
 
 
 def commands(quick: bool) -> Figures:
-    """Wall time of whole processes: an empty one, an import of ours, the help, and Lightning's import for comparison."""
+    """Wall time of whole processes: an empty one, an import of ours, the help, and Lightning's import to compare."""
     sides = {
         "python -c pass": ["-c", "pass"],
         "import lit_methods": ["-c", "import lit_methods"],

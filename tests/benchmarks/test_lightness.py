@@ -1,4 +1,4 @@
-"""Importing lit-methods and its command line brings nothing heavy; `tests/test_imports.py` says the same of the rooms."""
+"""Importing lit-methods and its command brings nothing heavy; `tests/test_imports.py` says the same of the rooms."""
 
 import subprocess
 import sys
