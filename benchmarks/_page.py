@@ -56,7 +56,7 @@ def _method(room: str, method: dict[str, Any], folder: Path) -> str:
         f"*{method['picture']}.*",
         markdown(["setting", "method", "paper", "from", "ours", "seeds"], shown),
         f"**Our budget.** {method['budget']}",
-        f"**Where ours come from.** `{method['command']}`: {_sources(method['rows'], folder)}.",
+        f"**Where ours come from.** {method['command']}: {_sources(method['rows'], folder)}.",
         "**Not reached, and why.**\n\n" + "\n".join(f"- {sentence}" for sentence in method["shortfalls"]),
         _headlines(room, folder),
     ]

@@ -20,6 +20,7 @@ from benchmarks._pieces import DATA, Piece
 ROOT = Path(__file__).parents[1]
 CODE = ("lit_methods", "callbacks", "datamodules", "configs", "benchmarks/*.py")
 Record = dict[str, Any]
+_SHOWN = {"json": "FILE", "lines": "FILE", "plots": "FOLDER"}
 
 
 def git(*arguments: str) -> str:
@@ -102,7 +103,7 @@ def keep(place: Place, budget: str, seconds: float) -> Record:
     text = place.log.read_text(errors="replace")
     record: Record = {
         "piece": place.piece.name,
-        "command": " ".join(["python -m", place.piece.module, *place.piece.arguments]),
+        "command": " ".join(["python -m", place.piece.module, *place.piece.arguments]).format_map(_SHOWN),
         "budget": budget,
         "commit": place.revision,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),

@@ -31,7 +31,7 @@ def listing(pieces: Sequence[Piece]) -> str:
 
 def headline_rows(headlines: dict[str, float]) -> list[list[str]]:
     """Key, measured value, aim, and whether it is met."""
-    return [[f"`{key}`", f"{value:.3g}", *verdict(key, value)] for key, value in headlines.items()]
+    return [[f"`{key}`", f"{value:.4g}", *verdict(key, value)] for key, value in headlines.items()]
 
 
 def write_summary(outcomes: Sequence[Outcome], path: Path) -> None:
