@@ -75,7 +75,7 @@ def run(budget: Budget, pieces: Sequence[Piece], folder: Path, jobs: int) -> lis
         for piece in todo:
             if piece.is_timed:
                 bar.set_postfix_str(piece.name)
-                settle(_run(places[piece.name], budget, jobs=1))
+                settle(_run(places[piece.name], budget, 1, []))
         others = [piece for piece in todo if not piece.is_timed]
         bar.set_postfix_str(f"{len(others)} side by side" if len(others) > 1 else "")
         _side_by_side([places[piece.name] for piece in others], budget, jobs, settle)
@@ -83,20 +83,23 @@ def run(budget: Budget, pieces: Sequence[Piece], folder: Path, jobs: int) -> lis
 
 
 def _side_by_side(places: list[Place], budget: Budget, jobs: int, settle: Callable[[Outcome], None]) -> None:
+    started: list[subprocess.Popen[bytes]] = []
     with ThreadPoolExecutor(jobs) as pool:
-        running = [pool.submit(_run, place, budget, jobs) for place in places]
+        running = [pool.submit(_run, place, budget, jobs, started) for place in places]
         try:
             for done in as_completed(running):
                 settle(done.result())
-        except KeyboardInterrupt:
+        except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in started:
+                _end(process)
             raise
 
 
-def _run(place: Place, budget: Budget, jobs: int) -> Outcome:
+def _run(place: Place, budget: Budget, jobs: int, started: list[subprocess.Popen[bytes]]) -> Outcome:
     """One piece in a process group of its own, so that its own processes end with it."""
     environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *environment.get("PYTHONPATH", "").split(os.pathsep)])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
     if jobs > 1:
         environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "benchmarks._watched", place.piece.module, *place.arguments()]
@@ -106,6 +109,7 @@ def _run(place: Place, budget: Budget, jobs: int) -> Outcome:
         process = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
+        started.append(process)
         try:
             code = process.wait(limit)
         except subprocess.TimeoutExpired:
@@ -118,11 +122,17 @@ def _run(place: Place, budget: Budget, jobs: int) -> Outcome:
         said = [line.strip() for line in place.log.read_text(errors="replace").splitlines() if line.strip()]
         last = said[-1][:200] if said else "it printed nothing"
         return Outcome(place.piece, "failed", f"exit code {code}, {last}; see {place.log}")
-    return Outcome(place.piece, "finished", record=keep(place, budget.value, time.monotonic() - start))
+    try:
+        record = keep(place, budget.value, time.monotonic() - start)
+    except ValueError as error:
+        return Outcome(place.piece, "failed", f"its results are no JSON, {error}; see {place.log}")
+    return Outcome(place.piece, "finished", record=record)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Ends a piece and the processes that it has started."""
+    if process.poll() is not None:
+        return
     if os.name == "posix":
         os.killpg(process.pid, signal.SIGKILL)
     else:

@@ -71,7 +71,7 @@ def imports(quick: bool) -> Figures:
     """Each room in turn, several times over, each time in a process that has Lightning."""
     seconds: dict[tuple[str, ...], list[float]] = {(name,): [] for name in TARGETS} | {TARGETS: []}
     brought: dict[tuple[str, ...], list[str]] = {}
-    for _ in range(3 if quick else 9):
+    for _ in range(1 if quick else 9):
         for names in seconds:
             found, brought[names] = beyond_lightning(names)
             seconds[names].append(found)
@@ -99,10 +99,11 @@ def commands(quick: bool) -> Figures:
         "python -c pass": ["-c", "pass"],
         "import lit_methods": ["-c", "import lit_methods"],
         "lit-methods --help": ["-m", "lit_methods", "--help"],
-        "import lightning.pytorch": ["-c", "import lightning.pytorch"],
     }
+    if not quick:
+        sides["import lightning.pytorch"] = ["-c", "import lightning.pytorch"]
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(1 if quick else 7):
+    for _ in range(3 if quick else 7):
         for name, arguments in sides.items():
             start = time.perf_counter()
             subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)

@@ -10,6 +10,8 @@ if __name__ == "__main__":
     print("### a table\n\n| a |\n|---|\n| 1 |\nheadline step_log4_vs_eager 1.5")
     if what == "fails":
         raise SystemExit("it went wrong")
+    if what == "garbles":
+        path.write_text("{")
     if what == "sleeps":
         time.sleep(60)
     if what == "figures":

@@ -86,16 +86,17 @@ print([o.status for o in _runner.run(Budget.CI, [GOOD, LINES], Path(FOLDER), 1)]
 """
 
 
-@pytest.mark.skipif(os.name != "posix", reason="it kills by SIGKILL")
-def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(os.name != "posix", reason="it kills by signals")
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_goes_on_where_it_stopped(sent: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = RUN.replace("FOLDER", repr(str(tmp_path)))
     process = subprocess.Popen([sys.executable, "-c", code], cwd=_records.ROOT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while sum(len(path.read_text().splitlines()) for path in tmp_path.glob("red.lines*.jsonl")) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(sent)
+    process.wait(20)
     assert len(list(tmp_path.glob("red.figures*.json"))) == 1
     monkeypatch.setattr(_runner, "revision", lambda: "abc")
     outcomes = _runner.run(Budget.CI, [GOOD, LINES], tmp_path, 1)
@@ -141,6 +142,13 @@ def test_a_piece_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (outcome,) = _runner.run(Budget.CI, [Piece("red.slow", STUB, ("sleeps", "-"), 0.0)], tmp_path, 1)
     assert outcome.status == "failed"
     assert "it ran past" in outcome.reason
+
+
+def test_results_that_are_no_json_fail_their_piece_alone(tmp_path: Path) -> None:
+    garbled = Piece("red.garbled", STUB, ("garbles", "{json}"), 0.1, is_timed=True)
+    outcomes = _runner.run(Budget.CI, [garbled, GOOD], tmp_path, 1)
+    assert [outcome.status for outcome in outcomes] == ["failed", "finished"]
+    assert "its results are no JSON" in outcomes[0].reason
 
 
 def test_every_piece_has_a_name_of_its_own_a_module_and_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
