@@ -25,7 +25,8 @@ to them. Ours are means ± standard deviations over seeds; without ± it is a si
 vary. Where a cell is empty, the paper does not report the number or we have not run it.
 
 Commit and date are those of the run where its record has them. Older result files carry neither: theirs are those of \
-the commit that stored the file, read from `git log`, and marked "when stored".
+the commit that stored the file, read from `git log`, and marked "when stored". \
+Times and memory stand here where their results are stored; the rooms' READMEs have the others.
 
 ```bash
 python -m benchmarks --budget ci --results FOLDER         # every room's --quick, under five minutes on two cores
