@@ -1,4 +1,4 @@
-"""bf16-mixed fits of what the battery's entries leave out: joint training and each strategy; risk and weights stay exact.
+"""bf16-mixed fits of what the battery leaves out: joint training and each strategy; risk and weights in float32.
 
 The frozen diffusion, the discriminator and FixMatch run in bf16 in `tests/battery/test_loops.py`.
 """
