@@ -3,10 +3,10 @@
     python -m benchmarks._digits_ssl --results benchmarks/results/digits_ssl.jsonl --seeds 0 1 2 3 4
 
 Known classes 0 to 4 with a few labels each, a pool of which a quarter is known; every strategy has the same network,
-optimizer, steps and labelled batches, and its own defaults but for two that suit 400 steps: OpenMatch uses the pool from
-the third epoch of eight on, and MixMatch weighs it by 10, the best of 1, 10, 30 and 100 on seed 100, which is not among
-those reported. Each finished run is a line of the results file; the same command goes on where it stopped, `--table`
-prints what is there.
+optimizer, steps and labelled batches, and its own defaults but for two that suit 400 steps: OpenMatch uses the pool
+from the third epoch of eight on, and MixMatch weighs it by 10, the best of 1, 10, 30 and 100 on seed 100, which is not
+among those reported. Each finished run is a line of the results file; the same command goes on where it stopped,
+`--table` prints what is there.
 """
 
 from __future__ import annotations
