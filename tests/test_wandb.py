@@ -13,7 +13,10 @@ def _check(metrics: set[str], media: dict[str, str], settings: set[str]) -> None
     found = [read_run(folder) for folder in sorted(Path("runs/wandb").glob("offline-run-*"))]
     assert metrics <= {name for one in found for name in one.metrics}
     assert media.items() <= {name: kind for one in found for name, kind in one.media.items()}.items()
-    assert settings <= {name for one in found for name in one.config}
+    assert all(one.finished for one in found)
+    for one in found:
+        assert {"model", "data", "trainer", "seed_everything"} <= one.config.keys()
+        assert settings <= one.config["model"]["init_args"].keys()
     assert list(Path("runs/wandb").glob("offline-run-*/files/media/*/*/*"))
 
 
@@ -51,7 +54,7 @@ def test_federated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_semi_supervised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ("--data.steps_per_epoch=50", "--trainer.log_every_n_steps=10")
     _run(monkeypatch, tmp_path, "fit", "semi_supervised/digits_discriminator.yaml", *flags)
-    _check({"train/loss", "val/auroc"}, {"val/weights": "images/separated"}, {"prior"})
+    _check({"train/loss", "val/auroc"}, {"val/weights": "images/separated"}, {"loss"})
 
 
 @pytest.mark.slow
