@@ -1,5 +1,6 @@
 """Each room's config under the offline overlay leaves a run with settings, metrics and media, read from its file."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from tests.wandb_file import read_run
 
 
 def _check(metrics: set[str], media: dict[str, str], settings: set[str]) -> None:
-    found = [read_run(folder) for folder in sorted(Path("runs/wandb").glob("offline-run-*"))]
+    folders, deadline = sorted(Path("runs/wandb").glob("offline-run-*")), time.monotonic() + 20
+    while not all(one.finished for one in (found := [read_run(folder) for folder in folders])):
+        assert time.monotonic() < deadline, "W&B's process has not finished the file"
+        time.sleep(0.2)
     assert metrics <= {name for one in found for name in one.metrics}
     assert media.items() <= {name: kind for one in found for name, kind in one.media.items()}.items()
-    assert all(one.finished for one in found)
     for one in found:
         assert {"model", "data", "trainer", "seed_everything"} <= one.config.keys()
         assert settings <= one.config["model"]["init_args"].keys()
