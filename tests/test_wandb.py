@@ -12,9 +12,11 @@ from tests.wandb_file import read_run
 
 def _check(metrics: set[str], media: dict[str, str], settings: set[str]) -> None:
     folders, deadline = sorted(Path("runs/wandb").glob("offline-run-*")), time.monotonic() + 20
-    while not all(one.finished for one in (found := [read_run(folder) for folder in folders])):
+    found = [read_run(folder) for folder in folders]
+    while not all(one.finished for one in found):
         assert time.monotonic() < deadline, "W&B's process has not finished the file"
         time.sleep(0.2)
+        found = [read_run(folder) for folder in folders]
     assert metrics <= {name for one in found for name in one.metrics}
     assert media.items() <= {name: kind for one in found for name, kind in one.media.items()}.items()
     for one in found:
