@@ -26,7 +26,7 @@ def _images(labels: Tensor, seed: int) -> Tensor:
     return 0.2 + 0.6 * labels.view(-1, 1, 1, 1) + noise
 
 
-class HalfWrong(LightningModule):
+class OftenWrong(LightningModule):
     """A generator that mistakes the class of every fourth image."""
 
     def predict_step(self, batch: list[Tensor], batch_idx: int) -> dict[str, Tensor]:
@@ -48,7 +48,7 @@ def _weights(images: Tensor, labels: Tensor, clean: TensorDataset, network: nn.M
 
 def test_images_of_the_wrong_class_lose_their_weight(tmp_path: Path) -> None:
     toy_trainer(SyntheticImageWriter(tmp_path / "train", class_names=list(NAMES))).predict(
-        HalfWrong(), DataLoader(TensorDataset(torch.arange(64)), 8)
+        OftenWrong(), DataLoader(TensorDataset(torch.arange(64)), 8)
     )
     data = ImageFolderDataModule(tmp_path, val_fraction=0.0)
     data.setup("fit")
@@ -60,8 +60,7 @@ def test_images_of_the_wrong_class_lose_their_weight(tmp_path: Path) -> None:
     truth = torch.tensor([data.class_names.index(NAMES[i % 2]) for i in range(32)])
     clean = TensorDataset(_images((torch.arange(32) % 2), 99), truth)
     weights = _weights(images, labels, clean, nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 2)), 12)
-    assert float(weights[wrong].max()) < float(weights[~wrong].median())
-    assert float(weights[wrong].mean()) < 0.5 * float(weights[~wrong].mean())
+    assert float(weights[wrong].max()) < float(weights[~wrong].min())
 
 
 class Clip(LightningModule):
