@@ -29,6 +29,7 @@ from lit_methods.differential_privacy.run_state import (
 )
 from lit_methods.differential_privacy.samplers import AccountedBatchSampler
 from lit_methods.differential_privacy.sampling import AccountedSource, FixedOrder, Sampling
+from lit_methods.errors import check_lightning
 
 if TYPE_CHECKING:
     from lit_methods.differential_privacy.ghost import GhostBackward
@@ -118,6 +119,7 @@ class BandedSquareRootNoise(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses what would void the guarantee, and takes over the making of batches."""
+        check_lightning(pl_module)
         if stage != "fit":
             return
         check_trainer(trainer, self.allow_limited_batches)

@@ -22,6 +22,7 @@ from lit_methods.data_manipulation.reduction import ATTRIBUTE, PerSampleLosses, 
 from lit_methods.data_manipulation.run import Reading, WeightingRun
 from lit_methods.data_manipulation.strategies import LearnedWeights, WeightingStrategy
 from lit_methods.data_manipulation.validation import batch_mover
+from lit_methods.errors import check_lightning
 
 
 class DataWeighting(Callback):
@@ -113,6 +114,7 @@ class DataWeighting(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forgets the last fit, and refuses strategies that shard."""
+        check_lightning(pl_module)
         if stage != "fit":
             return
         check_strategy(trainer)

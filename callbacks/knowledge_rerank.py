@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lit_methods.errors import check_lightning
 from lit_methods.image_text.functional import Pooling, match
 from lit_methods.image_text.knowledge import KnowledgeBase
 from lit_methods.image_text.matcher import KnowledgeMatcher
@@ -89,6 +90,7 @@ class KnowledgeRerank(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Reads the knowledge, where a folder was given."""
+        check_lightning(pl_module)
         if self.folder is not None and not len(self.matcher.knowledge):
             self.matcher.knowledge = KnowledgeBase.load(self.folder)
 

@@ -21,6 +21,7 @@ from lit_methods.data_manipulation.processes import average, is_distributed
 from lit_methods.data_manipulation.reduction import PerSampleLosses
 from lit_methods.data_manipulation.soft_words import SoftEmbedding, SoftWords, word_embedding
 from lit_methods.data_manipulation.validation import ValidationStream, batch_mover
+from lit_methods.errors import check_lightning
 
 
 class LearnedAugmentation(Callback):
@@ -102,6 +103,7 @@ class LearnedAugmentation(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Takes the augmenter back to its start, or to its checkpoint."""
+        check_lightning(pl_module)
         if stage != "fit":
             return
         check_strategy(trainer)

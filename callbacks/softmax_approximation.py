@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lit_methods.errors import check_lightning
 from lit_methods.logging import log_table
 from lit_methods.softmax_approximation.approximation import Approximation
 from lit_methods.softmax_approximation.attachment import Attachment, check_model
@@ -98,6 +99,7 @@ class SoftmaxApproximation(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses strategies that store the model elsewhere, and begins with the codec that was asked for."""
+        check_lightning(pl_module)
         if stage != "fit":
             return
         strategy = type(trainer.strategy).__name__

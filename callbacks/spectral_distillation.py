@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lit_methods.errors import check_lightning
 from lit_methods.federated.distillation import WeightSelection, select_weights
 from lit_methods.federated.functional import (
     SpectralLayout,
@@ -77,6 +78,7 @@ class SpectralDistillation(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forgets the spectrum of an earlier fit; a checkpoint's is loaded after this."""
+        check_lightning(pl_module)
         if stage == "fit":
             self.distribution = None
 

@@ -17,6 +17,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
+from lit_methods.errors import check_lightning
+
 _COLUMNS = ("file", "index", "label", "strength")
 _NEEDED = ("images", "label", "index")
 
@@ -68,6 +70,7 @@ class SyntheticImageWriter(BasePredictionWriter):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses a folder of other settings, reads what is there, and lets `predict_step` skip it."""
+        check_lightning(pl_module)
         if stage != "predict" or cast(Any, trainer).fast_dev_run:
             return
         settings = _settings(pl_module)

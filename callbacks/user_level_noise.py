@@ -12,6 +12,7 @@ from lit_methods.differential_privacy.budget import check_budget
 from lit_methods.differential_privacy.factorization import BandedSquareRoot, Factorization
 from lit_methods.differential_privacy.user_level import UserLevelRounds
 from lit_methods.differential_privacy.workload import Workload
+from lit_methods.errors import check_lightning
 
 
 class UserLevelNoise(Callback):
@@ -65,6 +66,7 @@ class UserLevelNoise(Callback):
         Raises:
             MisconfigurationException: Saying which.
         """
+        check_lightning(pl_module)
         if stage != "fit":
             return
         if not all(hasattr(getattr(pl_module, "aggregation", None), name) for name in ("sample", "combine")):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from typing import NoReturn
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -12,6 +13,7 @@ import lit_methods.classifier
 import lit_methods.datamodules
 import lit_methods.semi_supervised  # noqa: F401  these imports make short class names known to jsonargparse
 from lit_methods.checkpoint import check_module, read_checkpoint
+from lit_methods.errors import IMPORT_HINT
 from lit_methods.report import closing_report
 
 _SAVE_DIR = "runs"
@@ -29,6 +31,17 @@ class ConfigForWandb(SaveConfigCallback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(json.loads(self.parser.dump(self.config, skip_none=False, format="json")))
+
+
+class Parser(LightningArgumentParser):
+    """Ends with the error alone: the usage of some fifty settings would push it off the screen."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints what is wrong and where help is, and exits with code 2."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        hint = f"\n{IMPORT_HINT}" if "pytorch_lightning" in sys.modules and "not correspond" in message else ""
+        self.exit(2, f"lit-methods: {message}{hint}\nEvery setting: lit-methods fit --help\n")
 
 
 class Runner(LightningCLI):
@@ -75,6 +88,8 @@ def run(args: list[str]) -> Runner:
         return Runner(
             LightningModule,
             LightningDataModule,
+            parser_class=Parser,
+            parser_kwargs={"prog": "lit-methods"},
             save_config_callback=ConfigForWandb,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"logger": _CSV_LOGGER},

@@ -377,7 +377,7 @@ def test_sharding_strategies_are_refused() -> None:
 
     trainer = type("Runner", (), {"strategy": FSDPStrategy()})()
     with pytest.raises(MisconfigurationException, match="strategy FSDPStrategy shards the model"):
-        SoftmaxApproximation().setup(trainer, nn.Module(), "fit")
+        SoftmaxApproximation().setup(trainer, Classifier(nn.Linear(2, 2), 2), "fit")
 
 
 @each_network
