@@ -65,7 +65,10 @@ def cohort_size(clients: int, participation: float, clients_per_round: int | Non
         ValueError: If there are not as many clients.
     """
     if clients_per_round is None:
-        return max(1, int(participation * clients))
+        return max(1, int(participation * clients + 1e-9))  # 0.29 * 100 is a little less than 29
     if clients_per_round > clients:
-        raise ValueError(f"clients_per_round={clients_per_round} is more than the {clients} clients there are.")
+        raise ValueError(
+            f"clients_per_round={clients_per_round} is more than the {clients} clients there are; lower it, or raise "
+            "num_clients."
+        )
     return clients_per_round

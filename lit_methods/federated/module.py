@@ -99,6 +99,8 @@ class FederatedModule(LightningModule):
     ) -> None:
         super().__init__()
         check_arguments(num_classes, participation, clients_per_round, local_epochs, batch_size, buffer_policy, loss)
+        # A path would make a checkpoint that torch.load refuses.
+        spill_folder = None if spill_folder is None else str(spill_folder)
         self.save_hyperparameters(
             ignore=["network", "strategy", "optimizer", "server_optimizer", "loss", "backend", "transport"]
         )
@@ -131,6 +133,10 @@ class FederatedModule(LightningModule):
         """
         if stage == "fit":
             check_trainer(self.trainer)
+
+    def on_fit_start(self) -> None:
+        """Leaves each rank the models of its own clients."""
+        self.state.keep_own(self.global_rank, self._world())
 
     def configure_optimizers(self) -> Optimizer:
         """The server's optimizer over the generic model."""

@@ -76,6 +76,13 @@ class FederatedState:
         """Models that are being evaluated, on the device of `like (1, D)`."""
         return _models(self.evaluated, clients, like)
 
+    def keep_own(self, rank: int, world_size: int) -> None:
+        """Forgets the models of clients that live on other ranks, which a checkpoint brings to each."""
+        for store in (self.personal, self.buffers):
+            for client in list(store):
+                if client % world_size != rank:
+                    store.forget(client)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything as tensors and plain containers."""
         return {
