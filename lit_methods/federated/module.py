@@ -239,12 +239,14 @@ class FederatedModule(LightningModule):
         return values + (4 * self.layout.buffer_size if self.buffer_policy == "aggregate" else 0)
 
     def on_validation_model_eval(self) -> None:
-        """Remembers how the layers are trained, which fine-tuning at an evaluation needs."""
+        """Begins anew, and remembers how the layers are trained, which fine-tuning at an evaluation needs."""
+        self._forget_evaluation()
         self._modes = TrainingModes(self.network)
         super().on_validation_model_eval()
 
     def on_test_model_eval(self) -> None:
         """See `on_validation_model_eval`."""
+        self._forget_evaluation()
         self._modes = TrainingModes(self.network)
         super().on_test_model_eval()
 
@@ -332,6 +334,9 @@ class FederatedModule(LightningModule):
         bar = {"generic_acc", "personal_acc"}
         for name, value in figures.items():
             self.log(f"{stage}/{name}", value, prog_bar=name in bar, sync_dist=True)
+        self._forget_evaluation()
+
+    def _forget_evaluation(self) -> None:
         self._accuracy, self._has_personal = None, False
         self.state.evaluated.clear()
 

@@ -211,8 +211,8 @@ def _normalized() -> nn.Module:
 def test_fine_tuning_happens_at_evaluation_in_training_mode_and_is_not_kept(
     kind: Callable[[], nn.Module] | None,
 ) -> None:
-    fed, data = module(FedAvg(fine_tune_epochs=3), kind), federation((7, 12, 4, 20))
-    plain = module(FedAvg(), kind)
+    fed, data = module(FedAvg(fine_tune_epochs=3), kind, backend=LoopBackend()), federation((7, 12, 4, 20))
+    plain = module(FedAvg(), kind, backend=LoopBackend())
     running = fit(fed, 2, data)
     fit(plain, 2, data)
     torch.testing.assert_close(vector(fed.network), vector(plain.network), rtol=0, atol=0)
