@@ -98,7 +98,16 @@ class FederatedModule(LightningModule):
         seconds_per_step: float | None = None,
     ) -> None:
         super().__init__()
-        check_arguments(num_classes, participation, clients_per_round, local_epochs, batch_size, buffer_policy, loss)
+        check_arguments(
+            num_classes,
+            participation,
+            clients_per_round,
+            local_epochs,
+            batch_size,
+            buffer_policy,
+            loss,
+            seconds_per_step,
+        )
         # A path would make a checkpoint that torch.load refuses.
         spill_folder = None if spill_folder is None else str(spill_folder)
         self.save_hyperparameters(

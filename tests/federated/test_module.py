@@ -342,6 +342,7 @@ def test_tied_and_frozen_parameters_stay_so(backend: type) -> None:
         ({"clients_per_round": 0}, "clients_per_round=0 must be at least 1"),
         ({"local_epochs": 0}, "local_epochs=0 must be at least 1"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"seconds_per_step": -0.1}, "seconds_per_step=-0.1 must be at least 0, or None"),
         ({"num_classes": 1}, "num_classes=1 must be at least 2"),
         ({"buffer_policy": "drop"}, "buffer_policy='drop' must be 'aggregate' or 'local'"),
     ],

@@ -269,6 +269,11 @@ def test_head_is_the_last_layer_with_parameters() -> None:
         (lambda: FedProx(-0.1), "mu=-0.1 must be at least 0"),
         (lambda: Ditto(-0.1), "weight=-0.1 must be at least 0"),
         (lambda: FedAvg(-1), "fine_tune_epochs=-1 must be at least 0"),
+        (lambda: SpectralCoDistillation(personal_epochs=-1), "personal_epochs=-1 must be at least 0"),
+        (lambda: Ditto(personal_epochs=-1), "personal_epochs=-1 must be at least 0"),
+        (lambda: LocalOnly(-1), "personal_epochs=-1 must be at least 0"),
+        (lambda: FedRep(body_epochs=-1), "body_epochs=-1 must be at least 0"),
+        (lambda: FedRoD(head_epochs=-1), "head_epochs=-1 must be at least 0"),
     ],
 )
 def test_bad_arguments_are_refused(make: Callable[[], Strategy], message: str) -> None:
