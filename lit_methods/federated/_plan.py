@@ -176,6 +176,8 @@ def _mirrored(block: Block) -> Tensor:
 
 def transform(flat: Tensor, plan: SpectralPlan) -> Tensor:
     """Half spectra `(K, bins)`, complex and not truncated, of weight vectors `(K, D)`."""
+    if not len(flat):  # FFT libraries refuse what a process without clients has
+        return flat.new_zeros(0, plan.bins, dtype=flat.dtype.to_complex())
     parts = []
     for block in plan.blocks:
         rows = flat[:, block.start : block.start + block.size]

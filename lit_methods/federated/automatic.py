@@ -23,9 +23,9 @@ class AutomaticBackend(LocalBackend):
     """Trains the first stage both ways, up to three times while it is short, and stays with the faster backend.
 
     The loop stays where stacking is not clearly faster, by a tenth of the time: a trial is noisy, and a choice is for
-    the whole run. Where a network or data allow only the loop, nothing is tried. The two agree up to rounding but not
-    bit for bit, and which is faster can differ between runs: name one of them where runs must repeat exactly. The
-    choice is in the checkpoint, so that a resumed run repeats the interrupted one.
+    the whole run. Where a network or data allow only the loop, nothing is tried, or the trial ends with the loop. The
+    two agree up to rounding but not bit for bit, and which is faster can differ between runs: name one of them where
+    runs must repeat exactly. The choice is in the checkpoint, so that a resumed run repeats the interrupted one.
 
     Attributes:
         choice: The backend in use; None before the first stage.
@@ -64,8 +64,12 @@ class AutomaticBackend(LocalBackend):
         smallest = min(range(len(data)), key=lambda k: len(data[k]))
         one = slice(smallest, smallest + 1)
         warm_up = dataclasses.replace(stage, epochs=1, penalties=(), logit_offsets=None)
-        for kind in _BACKENDS.values():
-            kind().train(network, layout, warm_up, start.rows(one), data[one], seeds[one])
+        LoopBackend().train(network, layout, warm_up, start.rows(one), data[one], seeds[one])
+        try:
+            VectorizedBackend().train(network, layout, warm_up, start.rows(one), data[one], seeds[one])
+        except RuntimeError:  # from torch.func.vmap: a forward that is random, or branches on its input
+            self.choice = "loop"
+            return LoopBackend().train(network, layout, stage, start, data, seeds)
         shortest, results = dict.fromkeys(_BACKENDS, float("inf")), {}
         first = time.perf_counter()
         for _ in range(_TRIALS):

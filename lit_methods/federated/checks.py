@@ -14,6 +14,7 @@ def check_arguments(
     batch_size: int,
     buffer_policy: str,
     loss: nn.Module | None,
+    seconds_per_step: float | None,
 ) -> None:
     """Checks the arguments of a `FederatedModule`.
 
@@ -32,6 +33,8 @@ def check_arguments(
         raise ValueError(f"clients_per_round={clients_per_round} must be at least 1.")
     if buffer_policy not in ("aggregate", "local"):
         raise ValueError(f"buffer_policy={buffer_policy!r} must be 'aggregate' or 'local'.")
+    if seconds_per_step is not None and not seconds_per_step >= 0:
+        raise ValueError(f"seconds_per_step={seconds_per_step} must be at least 0, or None for what is measured.")
     if loss is not None and not hasattr(loss, "reduction"):
         raise TypeError(f"loss={type(loss).__name__} has no `reduction` attribute; pass a loss that follows torch.nn.")
 
@@ -65,7 +68,10 @@ def cohort_size(clients: int, participation: float, clients_per_round: int | Non
         ValueError: If there are not as many clients.
     """
     if clients_per_round is None:
-        return max(1, int(participation * clients))
+        return max(1, int(participation * clients + 1e-9))  # 0.29 * 100 is a little less than 29
     if clients_per_round > clients:
-        raise ValueError(f"clients_per_round={clients_per_round} is more than the {clients} clients there are.")
+        raise ValueError(
+            f"clients_per_round={clients_per_round} is more than the {clients} clients there are; lower it, or raise "
+            "num_clients."
+        )
     return clients_per_round

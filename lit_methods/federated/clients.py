@@ -1,6 +1,7 @@
 """What clients keep and what they train on: models across rounds, and streams of random numbers of their own."""
 
 import hashlib
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -112,6 +113,10 @@ class ClientStore:
         """Vectors `(K, D)` of some clients on the device of `default (D,)`, which stands in where there is none."""
         return torch.stack([self[i].to(default.device) if i in self else default for i in clients])
 
+    def forget(self, client: int) -> None:
+        """Drops a client's vector; its file stays, for the process that has the client."""
+        del self._rows[client]
+
     def clear(self) -> None:
         """Forgets all vectors and deletes their files."""
         for row in self._rows.values():
@@ -133,10 +138,9 @@ class ClientStore:
         shape = (len(self), *first.shape)
         if self.folder is None:
             return first.new_empty(shape)
-        path = self.folder / "all_clients.npy"
-        # A file of an earlier call may still be mapped by what that call returned.
-        path.unlink(missing_ok=True)
-        return torch.from_numpy(np.lib.format.open_memmap(path, "w+", first.numpy().dtype, shape))
+        # A file without a name: other processes save into the same folder, and nothing is left behind.
+        with tempfile.TemporaryFile(dir=self.folder) as file:
+            return torch.from_numpy(np.memmap(file, first.numpy().dtype, "w+", shape=shape))
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Takes over the vectors of `state_dict` in place of its own."""

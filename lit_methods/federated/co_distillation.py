@@ -72,6 +72,7 @@ class SpectralCoDistillation(Strategy):
         check_not_negative(
             generic_weight=generic_weight,
             personal_weight=personal_weight,
+            personal_epochs=personal_epochs,
             warmup_rounds=warmup_rounds,
             prox_weight=prox_weight,
         )

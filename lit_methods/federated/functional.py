@@ -96,7 +96,7 @@ def spectral_distribution(flat: Tensor, plan: SpectralPlan) -> Tensor:
     """
     with torch.no_grad():
         _, _, mass, total = _masses(flat.reshape(-1, plan.size), plan)
-        return mass.div_(total).reshape(*flat.shape[:-1], -1)
+        return mass.div_(total).reshape(*flat.shape[:-1], mass.shape[1])
 
 
 def _masses(flat: Tensor, plan: SpectralPlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lit_methods.federated.cohort import Cohort, Update
 from lit_methods.federated.layout import ModelLayout
 from lit_methods.federated.local_training import Models
-from lit_methods.federated.strategies import Strategy
+from lit_methods.federated.strategies import Strategy, check_not_negative
 
 
 def head_of(network: nn.Module, head: str | None) -> str:
@@ -44,6 +44,7 @@ class FedRep(Strategy):
     has_generic = False
 
     def __init__(self, head: str | None = None, head_epochs: int | None = None, body_epochs: int | None = None) -> None:
+        check_not_negative(head_epochs=head_epochs, body_epochs=body_epochs)
         self.head, self.head_epochs, self.body_epochs = head, head_epochs, body_epochs
         self._prefix = ""
 
@@ -112,6 +113,7 @@ class FedRoD(Strategy):
     personal_forward: ClassVar[Mapping[str, Any]] = {"personal": True}
 
     def __init__(self, head: str | None = None, head_epochs: int | None = None) -> None:
+        check_not_negative(head_epochs=head_epochs)
         self.head, self.head_epochs = head, head_epochs
 
     def wrap(self, network: nn.Module) -> nn.Module:

@@ -98,7 +98,18 @@ class FederatedModule(LightningModule):
         seconds_per_step: float | None = None,
     ) -> None:
         super().__init__()
-        check_arguments(num_classes, participation, clients_per_round, local_epochs, batch_size, buffer_policy, loss)
+        check_arguments(
+            num_classes,
+            participation,
+            clients_per_round,
+            local_epochs,
+            batch_size,
+            buffer_policy,
+            loss,
+            seconds_per_step,
+        )
+        # A path would make a checkpoint that torch.load refuses.
+        spill_folder = None if spill_folder is None else str(spill_folder)
         self.save_hyperparameters(
             ignore=["network", "strategy", "optimizer", "server_optimizer", "loss", "backend", "transport"]
         )
@@ -131,6 +142,10 @@ class FederatedModule(LightningModule):
         """
         if stage == "fit":
             check_trainer(self.trainer)
+
+    def on_fit_start(self) -> None:
+        """Leaves each rank the models of its own clients."""
+        self.state.keep_own(self.global_rank, self._world())
 
     def configure_optimizers(self) -> Optimizer:
         """The server's optimizer over the generic model."""
@@ -233,12 +248,14 @@ class FederatedModule(LightningModule):
         return values + (4 * self.layout.buffer_size if self.buffer_policy == "aggregate" else 0)
 
     def on_validation_model_eval(self) -> None:
-        """Remembers how the layers are trained, which fine-tuning at an evaluation needs."""
+        """Begins anew, and remembers how the layers are trained, which fine-tuning at an evaluation needs."""
+        self._forget_evaluation()
         self._modes = TrainingModes(self.network)
         super().on_validation_model_eval()
 
     def on_test_model_eval(self) -> None:
         """See `on_validation_model_eval`."""
+        self._forget_evaluation()
         self._modes = TrainingModes(self.network)
         super().on_test_model_eval()
 
@@ -326,6 +343,9 @@ class FederatedModule(LightningModule):
         bar = {"generic_acc", "personal_acc"}
         for name, value in figures.items():
             self.log(f"{stage}/{name}", value, prog_bar=name in bar, sync_dist=True)
+        self._forget_evaluation()
+
+    def _forget_evaluation(self) -> None:
         self._accuracy, self._has_personal = None, False
         self.state.evaluated.clear()
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_methods.federated.clients import ClientStore, Federation, class_counts
@@ -39,19 +40,27 @@ class FederatedState:
     def meet(self, federation: Federation, num_classes: int) -> Tensor:
         """Returns the class counts of a federation, and refuses another one than the run began with.
 
+        Warns of classes that nobody holds.
+
         Raises:
             ValueError: If personal models belong to other partitions, or the federation is empty or does not fit.
         """
         if self._fingerprint not in (None, federation.fingerprint):
             raise ValueError(
-                f"This run began with the clients {self._fingerprint}, but the data now are {federation.fingerprint}: "
-                "their personal models would belong to others. Resume with the same data set, partition, number of "
-                "clients and seed."
+                f"This run began with the clients {self._fingerprint!r}, but the data now are "
+                f"{federation.fingerprint!r}: their personal models would belong to others. Resume with the same data "
+                "set, num_clients, partition, partition_seed and train_size."
             )
         if self.class_counts is None:
             if not len(federation):
                 raise ValueError("The federation has no clients; pass num_clients of at least 1.")
             self.class_counts = class_counts(federation, num_classes)
+            missing = (self.class_counts.sum(dim=0) == 0).nonzero().flatten().tolist()
+            if missing:
+                rank_zero_warn(
+                    f"No client holds an example of the classes {missing} of num_classes={num_classes}, which no model "
+                    "can learn: train on more examples, or pass a smaller num_classes."
+                )
             self._fingerprint = federation.fingerprint
         return self.class_counts
 
@@ -75,6 +84,13 @@ class FederatedState:
     def evaluated_models(self, clients: Sequence[int], like: Models) -> Models:
         """Models that are being evaluated, on the device of `like (1, D)`."""
         return _models(self.evaluated, clients, like)
+
+    def keep_own(self, rank: int, world_size: int) -> None:
+        """Forgets the models of clients that live on other ranks, which a checkpoint brings to each."""
+        for store in (self.personal, self.buffers):
+            for client in list(store):
+                if client % world_size != rank:
+                    store.forget(client)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything as tensors and plain containers."""

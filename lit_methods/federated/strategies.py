@@ -12,10 +12,10 @@ from lit_methods.federated.local_training import Models
 from lit_methods.federated.penalties import ProximalPenalty
 
 
-def check_not_negative(**values: float) -> None:
-    """Refuses negative numbers."""
+def check_not_negative(**values: float | None) -> None:
+    """Refuses negative numbers; None passes."""
     for name, value in values.items():
-        if not value >= 0:
+        if value is not None and not value >= 0:
             raise ValueError(f"{name}={value} must be at least 0.")
 
 
@@ -103,6 +103,7 @@ class LocalOnly(Strategy):
     has_generic = False
 
     def __init__(self, personal_epochs: int | None = None) -> None:
+        check_not_negative(personal_epochs=personal_epochs)
         self.personal_epochs = personal_epochs
 
     def shared(self, layout: ModelLayout) -> list[bool]:
@@ -123,7 +124,7 @@ class Ditto(Strategy):
     """
 
     def __init__(self, weight: float = 0.1, personal_epochs: int | None = None) -> None:
-        check_not_negative(weight=weight)
+        check_not_negative(weight=weight, personal_epochs=personal_epochs)
         self.weight, self.personal_epochs = weight, personal_epochs
 
     def round(self, cohort: Cohort) -> Update:

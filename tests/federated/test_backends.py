@@ -177,6 +177,31 @@ def test_stack_refuses_what_it_cannot_do_and_the_automatic_choice_loops(
     assert automatic.choice is None
 
 
+class _OwnWay(nn.Module):
+    """A network that can't be stacked, and no layer of it says so."""
+
+    def __init__(self, random: bool) -> None:
+        super().__init__()
+        self.random, self.layer = random, nn.Linear(4, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.random:
+            inputs = nn.functional.dropout(inputs, 0.3, self.training)
+        elif inputs.sum() > 0:
+            inputs = -inputs
+        return self.layer(inputs)
+
+
+@pytest.mark.parametrize("random", [True, False])
+def test_the_automatic_choice_loops_where_stacking_fails(random: bool) -> None:
+    net, automatic = network(lambda: _OwnWay(random)), AutomaticBackend()
+    with pytest.raises(RuntimeError, match="vmap"):
+        _train(VectorizedBackend(), net, _stage(), [0, 1])
+    for _ in range(2):
+        _same(_train(automatic, net, _stage(), [1, 3]), _train(LoopBackend(), net, _stage(), [1, 3]), rtol=0, atol=0)
+    assert automatic.choice == "loop"
+
+
 def test_stack_refuses_random_data() -> None:
     net, client = network(), federation().clients[0]
     client.random = True

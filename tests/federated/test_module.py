@@ -15,6 +15,7 @@ from lit_methods.federated import (
     FedAvg,
     FedRep,
     FedRoD,
+    LocalBackend,
     LocalOnly,
     LoopBackend,
     Models,
@@ -176,13 +177,12 @@ def test_teachers_stay_constant_during_a_stage() -> None:
 
 
 @pytest.mark.parametrize("strategy", [SpectralCoDistillation, FedAvg, FedRep], ids=lambda s: s.__name__)
-@pytest.mark.parametrize("backend", [LoopBackend, VectorizedBackend, None])
+@pytest.mark.parametrize("backend", [LoopBackend, VectorizedBackend])
 def test_killed_and_resumed_equals_uninterrupted(
-    strategy: type[Strategy], backend: type | None, tmp_path: Path
+    strategy: type[Strategy], backend: type[LocalBackend], tmp_path: Path
 ) -> None:
     def fresh() -> FederatedModule:
-        chosen = LoopBackend() if backend is None else backend()
-        return module(strategy(), backend=chosen, transport=NetworkModel(jitter=0.3), server_optimizer=_momentum)
+        return module(strategy(), backend=backend(), transport=NetworkModel(jitter=0.3), server_optimizer=_momentum)
 
     whole, half, rest = fresh(), fresh(), fresh()
     log = fit(whole, 4).callback_metrics
@@ -293,6 +293,17 @@ def test_accuracies_are_those_of_the_models() -> None:
     assert 0 <= running.callback_metrics["val/personal_acc_worst_tenth"] <= running.callback_metrics["val/personal_acc"]
 
 
+def test_an_evaluation_that_broke_off_leaves_nothing_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    fed, data = module(SpectralCoDistillation(), **LOOP), federation()
+    expected = {name: value for name, value in fit(fed, 1, data).callback_metrics.items() if name.startswith("val/")}
+    with monkeypatch.context() as patched:
+        patched.setattr(fed, "on_validation_batch_end", lambda *_: 1 / 0, raising=False)
+        with pytest.raises(ZeroDivisionError):
+            trainer(1).validate(fed, Evaluation(data), verbose=False)
+    (found,) = trainer(1).validate(fed, Evaluation(data), verbose=False)
+    assert found == expected
+
+
 def test_divergence_shrinks_with_its_weight() -> None:
     kl = [
         fit(module(SpectralCoDistillation(0.0, weight), **LOOP), 5).callback_metrics["spec/personal_kl"].item()
@@ -331,6 +342,7 @@ def test_tied_and_frozen_parameters_stay_so(backend: type) -> None:
         ({"clients_per_round": 0}, "clients_per_round=0 must be at least 1"),
         ({"local_epochs": 0}, "local_epochs=0 must be at least 1"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"seconds_per_step": -0.1}, "seconds_per_step=-0.1 must be at least 0, or None"),
         ({"num_classes": 1}, "num_classes=1 must be at least 2"),
         ({"buffer_policy": "drop"}, "buffer_policy='drop' must be 'aggregate' or 'local'"),
     ],
@@ -370,15 +382,25 @@ def test_bad_federations_are_refused(what: str, message: str) -> None:
 
 
 def test_more_clients_than_exist_are_refused() -> None:
-    with pytest.raises(ValueError, match="clients_per_round=5 is more than the 4 clients there are"):
+    with pytest.raises(ValueError, match="clients_per_round=5 is more than the 4 clients there are; lower it"):
         fit(module(FedAvg(), clients_per_round=5, **LOOP), 1)
+
+
+def test_classes_that_nobody_holds_are_told() -> None:
+    data = federation()
+    for client in data.clients:
+        client.labels = client.labels.clamp(max=1)
+    fed = module(FedAvg(), **LOOP)
+    with pytest.warns(UserWarning, match=r"No client holds an example of the classes \[2\] of num_classes=3"):
+        fit(fed, 1, data)
+    fit(fed, 1, data)
 
 
 def test_another_partition_is_refused() -> None:
     fed = _run(Ditto(), 1)
     other = federation()
     other.fingerprint = "other"
-    with pytest.raises(ValueError, match="This run began with the clients toy, but the data now are other"):
+    with pytest.raises(ValueError, match="This run began with the clients 'toy', but the data now are 'other'"):
         fit(fed, 1, other)
 
 

@@ -211,8 +211,8 @@ def _normalized() -> nn.Module:
 def test_fine_tuning_happens_at_evaluation_in_training_mode_and_is_not_kept(
     kind: Callable[[], nn.Module] | None,
 ) -> None:
-    fed, data = module(FedAvg(fine_tune_epochs=3), kind), federation((7, 12, 4, 20))
-    plain = module(FedAvg(), kind)
+    fed, data = module(FedAvg(fine_tune_epochs=3), kind, backend=LoopBackend()), federation((7, 12, 4, 20))
+    plain = module(FedAvg(), kind, backend=LoopBackend())
     running = fit(fed, 2, data)
     fit(plain, 2, data)
     torch.testing.assert_close(vector(fed.network), vector(plain.network), rtol=0, atol=0)
@@ -269,6 +269,11 @@ def test_head_is_the_last_layer_with_parameters() -> None:
         (lambda: FedProx(-0.1), "mu=-0.1 must be at least 0"),
         (lambda: Ditto(-0.1), "weight=-0.1 must be at least 0"),
         (lambda: FedAvg(-1), "fine_tune_epochs=-1 must be at least 0"),
+        (lambda: SpectralCoDistillation(personal_epochs=-1), "personal_epochs=-1 must be at least 0"),
+        (lambda: Ditto(personal_epochs=-1), "personal_epochs=-1 must be at least 0"),
+        (lambda: LocalOnly(-1), "personal_epochs=-1 must be at least 0"),
+        (lambda: FedRep(body_epochs=-1), "body_epochs=-1 must be at least 0"),
+        (lambda: FedRoD(head_epochs=-1), "head_epochs=-1 must be at least 0"),
     ],
 )
 def test_bad_arguments_are_refused(make: Callable[[], Strategy], message: str) -> None:
