@@ -38,7 +38,11 @@ class Runner(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Makes model, data and Trainer, and refuses the checkpoint of another model."""
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            refusal = _refusal(error)
+            raise refusal from refusal.__cause__
         if self._checkpoint is not None:
             path = self.config[self.subcommand].ckpt_path
             check_module(path, self._checkpoint, self.model.state_dict(), type(self.model).__name__)
@@ -51,6 +55,14 @@ class Runner(LightningCLI):
         """Prints the final numbers and where everything lies."""
         if self.trainer.is_global_zero:
             print(closing_report(self.trainer))
+
+
+def _refusal(error: BaseException) -> BaseException:
+    """What a constructor raised, out of jsonargparse's accounts of every type that it tried with it."""
+    cause = error
+    while str(cause).startswith("Does not validate against any of the Union") and cause.__cause__ is not None:
+        cause = cause.__cause__
+    return error if str(cause).startswith("Expected a") else cause
 
 
 def run(args: list[str]) -> Runner:
