@@ -28,8 +28,9 @@ def image_rows(rows: Sequence[tuple[str, Tensor]], low: float, high: float) -> "
         for column, picture in enumerate(pixels):
             top, left = line * (height + gap), column * (width + gap)
             grid[top : top + height, left : left + width] = picture.movedim(0, -1)
-    figure = Figure(figsize=(0.8 * count + 1, 0.85 * len(rows)), layout="constrained")
-    axes = figure.subplots()
+    wide, names = 0.8 * count + 1, 0.9
+    figure = Figure(figsize=(wide, 0.85 * len(rows)))
+    axes = figure.add_axes((names / wide, 0.01, 1 - (names + 0.05) / wide, 0.98), anchor="W")
     grey = channels == 1  # one picture for all: an axes for each takes seconds where there are many classes
     axes.imshow((grid[..., 0] if grey else grid).numpy(), cmap="gray" if grey else None, vmin=0, vmax=1)
     centres = [line * (height + gap) + (height - 1) / 2 for line in range(len(rows))]
