@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from traceback import format_exception_only
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lit_methods.callbacks import SyntheticImageWriter
 from lit_methods.cli import main
 from lit_methods.semi_supervised import DiscriminatorWeightedDiffusion, FixMatch, PULoss, RelevanceDiscriminator
+from lit_methods.semi_supervised.latents import check_image_shape
 from tests.battery.trainers import toy_trainer
 from tests.entries.toys import Parts
 from tests.semi_supervised.toys import (
@@ -155,6 +157,24 @@ def test_images_of_another_size_or_mode_than_the_model(shape: tuple[int, int, in
     with refusal:
         module, data = tiny_diffusion(), toy_data(**images)
         toy_trainer(Parts(module, [], data), tmp_path).predict(module, datamodule=data)
+
+
+def test_size_is_that_of_the_latents() -> None:
+    wide = SimpleNamespace(config=SimpleNamespace(sample_size=(4, 6), in_channels=3))
+    free = SimpleNamespace(config=SimpleNamespace(sample_size=None, in_channels=1))
+    halving = SimpleNamespace(config=SimpleNamespace(block_out_channels=(8, 8), in_channels=1, sample_size=512))
+    check_image_shape(wide, halving, torch.Size((2, 1, 8, 12)))
+    check_image_shape(free, None, torch.Size((2, 1, 5, 7)))
+    check_image_shape(torch.nn.Identity(), None, torch.Size((2, 5)))
+    for unet, vae, shape, wanted in (
+        (wide, halving, (2, 1, 8, 8), "1, 8, 12"),
+        (wide, halving, (2, 3, 8, 12), "1, 8, 12"),
+        (wide, None, (2, 3, 8, 12), "3, 4, 6"),
+        (free, None, (2, 3, 4, 4), "1, any, any"),
+        (wide, None, (3, 4, 6), "3, 4, 6"),
+    ):
+        with pytest.raises(ValueError, match=rf"the model takes \(B, {wanted}\)"):
+            check_image_shape(unet, vae, torch.Size(shape))
 
 
 @pytest.mark.parametrize("make", [MODULES["diffusion"], MODULES["classifier"]])

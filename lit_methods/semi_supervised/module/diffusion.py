@@ -311,7 +311,8 @@ class DiscriminatorWeightedDiffusion(LightningModule):
         images, labels = batch
         check_labels(labels, self.num_classes, f"{stage} batch")
         check_image_shape(self.unet, self.autoencoder, images.shape)
-        self._validated = images[:1]
+        if stage == "val":
+            self._validated = images[:1]
         draws = [self._draws(_EVALUATION, batch_idx, 0)]
         loss = self._errors(self.ema.network, [encode(self.autoencoder, images)], labels, draws).mean()
         self.log(f"{stage}/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(images), add_dataloader_idx=False)
