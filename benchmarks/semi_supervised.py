@@ -3,17 +3,20 @@
 (a) a diffusion step with a frozen, cached discriminator against a plain diffusion step on the same batch;
 (b) the transformation by 10 steps of DPM-Solver++(2M) on a log-SNR grid against 40 steps of DDIM, at equal spread on a
     Gaussian whose noise predictor is exact;
-(c) the peers' training steps against FixMatch's.
+(c) the peers' training steps against FixMatch's;
+(d) a step on latents that are kept against one that encodes its images, with diffusers' `AutoencoderKL`;
+(e) a step in bfloat16, and over half the images, against float32: time, and what autograd keeps.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DModel
 from torch import Tensor
 
 from benchmarks._harness import arguments, finish, machine, medians, table
@@ -25,19 +28,21 @@ from lit_methods.semi_supervised.functional import (
     per_sample_error,
     weighted_diffusion_loss,
 )
+from lit_methods.semi_supervised.latents import LatentCache, encode
 from lit_methods.semi_supervised.ssl_functional import smoothed_targets
 from lit_methods.semi_supervised.strategies import OpenSetNetwork, Step, Strategy
+from lit_methods.softmax_approximation.meters import saved_bytes
 
 _DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 _MEAN, _STD = 2.0, 0.5
 
 
-def unet(size: int, width: int) -> UNet2DModel:
-    """A class-conditional U-Net for grey images of ten classes."""
+def unet(size: int, width: int, channels: int = 1) -> UNet2DModel:
+    """A class-conditional U-Net for images of ten classes."""
     return UNet2DModel(
         sample_size=size,
-        in_channels=1,
-        out_channels=1,
+        in_channels=channels,
+        out_channels=channels,
         block_out_channels=(width, 2 * width),
         layers_per_block=1,
         norm_num_groups=8,
@@ -168,6 +173,78 @@ def _strategy_step(strategy: Strategy, step: Step) -> None:
     strategy.losses(step).total().backward()
 
 
+def _diffusion_loss(network: UNet2DModel, schedule: Tensor, latents: Tensor, classes: Tensor) -> Tensor:
+    """Plain diffusion loss at random timesteps."""
+    timesteps, noise = torch.randint(1000, (len(latents),), device=_DEVICE), torch.randn_like(latents)
+    alpha_bar = schedule[timesteps].view(-1, 1, 1, 1)
+    noisy = alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise
+    return per_sample_error(network(noisy, timesteps, class_labels=classes).sample, noise).mean()
+
+
+def latent_cost(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """A training step on the latents of a pool, kept or encoded anew, against the U-Net's step alone."""
+    size, width, count, repeats = (16, 16, 16, 5) if quick else (32, 32, 64, 9)
+    autoencoder = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(width, 2 * width),
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=size,
+    ).to(_DEVICE)
+    autoencoder.requires_grad_(False).eval()
+    network, schedule = unet(size // 2, width, 4), DDPMScheduler(beta_schedule="linear").alphas_cumprod.to(_DEVICE)
+    images, classes = torch.randn(count, 3, size, size, device=_DEVICE), torch.arange(count, device=_DEVICE) % 10
+    index, flips, cache = torch.arange(count), torch.arange(count) % 2 == 1, LatentCache()
+    latents = cache.encode(autoencoder, images, index, flips)
+
+    def step(make: Any) -> None:
+        network.zero_grad()
+        _diffusion_loss(network, schedule, make(), classes).backward()
+
+    sides = {
+        "latents at hand": partial(step, lambda: latents),
+        "kept by position": partial(step, partial(cache.encode, autoencoder, images, index, flips)),
+        "encoded in each step": partial(step, partial(encode, autoencoder, images)),
+    }
+    seconds = medians(sides, repeats)
+    rows = [{"side": name, "ratio": value / seconds["latents at hand"]} for name, value in seconds.items()]
+    title = f"(d) a step on latents of half the side, {size} x {size} images; at hand = 1"
+    table(title, ["latents", "time"], [list(row.values()) for row in rows])
+    return {"step_encoded_vs_kept": seconds["encoded in each step"] / seconds["kept by position"]}, rows
+
+
+def precision_cost(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Time and memory of a diffusion step in float32 and under bfloat16 autocast."""
+    size, width, count, repeats = (8, 16, 32, 3) if quick else (16, 32, 64, 5)
+    network, schedule = unet(size, width), DDPMScheduler(beta_schedule="linear").alphas_cumprod.to(_DEVICE)
+    images, classes = torch.randn(count, 1, size, size, device=_DEVICE), torch.arange(count, device=_DEVICE) % 10
+
+    def forward(precision: torch.dtype, share: int = 1) -> Tensor:
+        with torch.autocast(_DEVICE, torch.bfloat16, enabled=precision == torch.bfloat16):
+            return _diffusion_loss(network, schedule, images[::share], classes[::share])
+
+    forwards = {
+        "float32": partial(forward, torch.float32),
+        "bfloat16 autocast": partial(forward, torch.bfloat16),
+        "float32, half the images": partial(forward, torch.float32, 2),
+    }
+    seconds = medians({name: partial(_backward, network, make) for name, make in forwards.items()}, repeats)
+    kept = {name: saved_bytes(make, exclude=list(network.parameters())) for name, make in forwards.items()}
+    rows = [{"side": name, "ratio": seconds[name] / seconds["float32"], "MiB": kept[name] / 2**20} for name in forwards]
+    table(
+        f"(e) precision of a step ({_DEVICE}), float32 = 1",
+        ["step", "time", "kept for backward, MiB"],
+        [list(row.values()) for row in rows],
+    )
+    return {"bytes_float32_vs_bf16": kept["float32"] / kept["bfloat16 autocast"]}, rows
+
+
+def _backward(network: UNet2DModel, forward: Callable[[], Tensor]) -> None:
+    network.zero_grad()
+    forward().backward()
+
+
 def main() -> None:
     """Runs all parts, or those that `--only` names."""
     options = arguments(__doc__ or "")
@@ -176,7 +253,7 @@ def main() -> None:
     print(f"{machine()}; seed {options.seed}")
     headlines: dict[str, float] = {}
     figures: dict[str, Any] = {}
-    for part in (step_cost, transform_cost, strategy_cost):
+    for part in (step_cost, transform_cost, strategy_cost, latent_cost, precision_cost):
         if options.only is None or options.only in part.__name__:
             found, figures[part.__name__] = part(options.quick)
             headlines |= found

@@ -144,6 +144,11 @@ class KnowledgeRerank(Callback):
     def _knowledge_scores(self, trainer: Trainer, stage: str, base: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
         if stage not in self._known:
             data = self.data if self.data is not None else trainer.datamodule  # type: ignore[attr-defined]  # Lightning attaches it
+            if data is None:
+                raise MisconfigurationException(
+                    "KnowledgeRerank reads captions and regions from a datamodule, and the Trainer was given loaders. "
+                    "Pass data=, a LightningDataModule with the same images and captions in the same order."
+                )
             if self.data is not None:
                 self.data.prepare_data()
                 self.data.setup(stage)

@@ -1,9 +1,11 @@
 """LightningCLI as this project sets it up."""
 
+import json
 import sys
 
-from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
 
 import lit_methods.callbacks
 import lit_methods.classifier
@@ -17,6 +19,16 @@ _CSV_LOGGER = {
     "class_path": "lightning.pytorch.loggers.CSVLogger",
     "init_args": {"save_dir": _SAVE_DIR, "name": ""},
 }
+
+
+class ConfigForWandb(SaveConfigCallback):
+    """Saves the configuration as a file and, so that runs can be compared by their settings, in W&B's config."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Sends the whole configuration to W&B, on rank zero."""
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_hyperparams(json.loads(self.parser.dump(self.config, skip_none=False, format="json")))
 
 
 class Runner(LightningCLI):
@@ -75,6 +87,7 @@ def run(args: list[str]) -> Runner:
         return Runner(
             LightningModule,
             LightningDataModule,
+            save_config_callback=ConfigForWandb,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"logger": _CSV_LOGGER},
             seed_everything_default=0,

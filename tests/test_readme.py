@@ -30,3 +30,10 @@ def test_links_lead_somewhere(readme: Path) -> None:
         link["target"] for link in LINK.finditer(readme.read_text()) if not (readme.parent / link["target"]).exists()
     ]
     assert missing == []
+
+
+def test_every_composition_is_in_the_table_with_its_numbers() -> None:
+    text = (ROOT / "README.md").read_text().split("\n## They compose\n")[1].split("\n## ")[0]
+    shown = re.findall(r"^\| `(\w+)`, \d seeds?  ?\|", text, re.MULTILINE)
+    assert sorted(shown) == sorted(path.stem for path in (ROOT / "configs/compositions").glob("*.yaml"))
+    assert set(shown) <= set(re.findall(r"yes: `(\w+)`", text))

@@ -20,11 +20,13 @@ class WandbRun:
         config: Settings, by name.
         history: One dict per logged row.
         media: Type of each logged picture, set of pictures or table, by name.
+        finished: Whether the file has its exit record.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     media: dict[str, str] = field(default_factory=dict)
+    finished: bool = False
 
     @property
     def metrics(self) -> set[str]:
@@ -56,7 +58,12 @@ def read_run(folder: Path) -> WandbRun:
     for data in _records(content):
         record = wandb_internal_pb2.Record.FromString(data)
         for update in (*record.run.config.update, *record.config.update):
-            run.config[update.key or "/".join(update.nested_key)] = json.loads(update.value_json)
+            *path, last = update.nested_key or [update.key]
+            place = run.config
+            for key in path:
+                place = place.setdefault(key, {})
+            place[last] = json.loads(update.value_json)
+        run.finished |= record.HasField("exit")
         if record.HasField("history"):
             row = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
             run.history.append(row)
