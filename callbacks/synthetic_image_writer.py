@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -69,9 +70,15 @@ class SyntheticImageWriter(BasePredictionWriter):
         self._shard = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses a folder of other settings, reads what is there, and lets `predict_step` skip it."""
+        """Refuses a module of another Lightning."""
         check_lightning(pl_module)
-        if stage != "predict" or cast(Any, trainer).fast_dev_run:
+
+    def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses a folder of other settings, reads what is there, and lets `predict_step` skip it.
+
+        Not before: only now the checkpoint is loaded, and the module has had its say.
+        """
+        if cast(Any, trainer).fast_dev_run:
             return
         settings = _settings(pl_module)
         self._range = tuple(settings.get("value_range", self.value_range))
@@ -202,7 +209,6 @@ def _write_image(path: Path, image: Tensor) -> None:
     pixels = image.movedim(0, -1).numpy()
     content = BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(content, "PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, content.getvalue())
 
 
@@ -216,8 +222,12 @@ def _write(path: Path, content: bytes) -> None:
     """Writes a file aside and renames it, so that it is there whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(content)
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            said = f"{error.strerror}; every file that is there is whole: free some and run the same command again"
+            raise OSError(error.errno, said, str(path)) from None
         raise

@@ -31,7 +31,8 @@ def main(args: list[str] | None = None) -> None:
         args: The arguments after the program's name; None reads them from `sys.argv`.
 
     Raises:
-        SystemExit: With code 2 if the arguments do not parse, a config does not exist, or a checkpoint can't be read.
+        SystemExit: With code 2 if the arguments do not parse, a config does not exist, a class of ours
+            refuses an argument, or a checkpoint can't be read.
     """
     argv = sys.argv[1:] if args is None else args
     if argv[:1] == ["--version"]:
@@ -46,10 +47,10 @@ def main(args: list[str] | None = None) -> None:
         print(f"lit-methods: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     from lit_methods.checkpoint import CheckpointError  # here, because torch and Lightning take seconds to import
-    from lit_methods.runner import run
+    from lit_methods.runner import SettingError, run
 
     try:
         run(argv)
-    except CheckpointError as error:
+    except (CheckpointError, SettingError) as error:
         print(f"lit-methods: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -2,8 +2,11 @@
 
 import json
 import sys
+import traceback
+from pathlib import Path
 from typing import NoReturn
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
@@ -21,6 +24,10 @@ _CSV_LOGGER = {
     "class_path": "lightning.pytorch.loggers.CSVLogger",
     "init_args": {"save_dir": _SAVE_DIR, "name": ""},
 }
+
+
+class SettingError(ValueError):
+    """An argument that a class of this package refused, in its own sentence."""
 
 
 class ConfigForWandb(SaveConfigCallback):
@@ -63,7 +70,13 @@ class Runner(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Makes model, data and Trainer, and refuses the checkpoint of another model."""
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except (ValueError, MisconfigurationException) as error:
+            refusal = _refusal(error)
+            if _is_ours(refusal):
+                raise SettingError(str(refusal)) from refusal
+            raise refusal from refusal.__cause__
         if self._checkpoint is not None:
             path = self.config[self.subcommand].ckpt_path
             check_module(path, self._checkpoint, self.model.state_dict(), type(self.model).__name__)
@@ -76,6 +89,20 @@ class Runner(LightningCLI):
         """Prints the final numbers and where everything lies."""
         if self.trainer.is_global_zero:
             print(closing_report(self.trainer))
+
+
+def _refusal(error: BaseException) -> BaseException:
+    """What a constructor raised, out of jsonargparse's accounts of every type that it tried with it."""
+    cause = error
+    while str(cause).startswith("Does not validate against any of the Union") and cause.__cause__ is not None:
+        cause = cause.__cause__
+    return error if str(cause).startswith("Expected a") else cause
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether a line of this package raised it, so that its sentence says all; others need their traceback."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
 
 
 def run(args: list[str]) -> Runner:

@@ -9,6 +9,7 @@ from lit_methods.semi_supervised.module import (
 )
 from lit_methods.semi_supervised.pu import LogisticSurrogate, PULoss, RelevanceWeight, SigmoidSurrogate
 from lit_methods.semi_supervised.relevance import FrozenRelevance, JointRelevance, UniformRelevance
+from lit_methods.semi_supervised.samples import ClassifierJudge, ClassSamples
 from lit_methods.semi_supervised.strategies import (
     FixAStep,
     FixMatch,
@@ -22,7 +23,9 @@ from lit_methods.semi_supervised.training import FixMatchCosine
 from lit_methods.semi_supervised.transformation import Transformation
 
 __all__ = [
+    "ClassSamples",
     "ClassifierChoice",
+    "ClassifierJudge",
     "DiscriminatorWeightedDiffusion",
     "FixAStep",
     "FixMatch",

@@ -27,6 +27,10 @@ class ClassChoice(nn.Module):
     def remember(self, images: Tensor, labels: Tensor) -> None:
         """Takes labelled images `(N, C, H, W)` and their classes `(N,)`, where `needs_labeled`."""
 
+    def settings(self) -> dict[str, int]:
+        """Arguments that decide the choice, beside its weights."""
+        return {}
+
 
 class RandomBalanced(ClassChoice):
     """Random classes, each equally often: every block of K positions is a permutation of the classes.
@@ -47,6 +51,10 @@ class RandomBalanced(ClassChoice):
             chosen.append(torch.randperm(num_classes, generator=generator)[position % num_classes])
         return torch.stack(chosen).to(images.device) if chosen else torch.zeros(0, dtype=torch.int64)
 
+    def settings(self) -> dict[str, int]:
+        """The seed."""
+        return {"seed": self.seed}
+
 
 class FixedClass(ClassChoice):
     """The same class for every image.
@@ -62,6 +70,10 @@ class FixedClass(ClassChoice):
     def forward(self, images: Tensor, index: Tensor, num_classes: int) -> Tensor:
         """Classes `(B,)`, all the same."""
         return torch.full((len(images),), self.label, device=images.device)
+
+    def settings(self) -> dict[str, int]:
+        """The class."""
+        return {"label": self.label}
 
 
 class NearestLabeled(ClassChoice):

@@ -20,18 +20,24 @@ def image_rows(rows: Sequence[tuple[str, Tensor]], low: float, high: float) -> "
     """
     from matplotlib.figure import Figure  # here, because most imports of the room draw nothing
 
-    count = len(rows[0][1])
-    figure = Figure(figsize=(0.8 * count + 1, 0.85 * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), count, squeeze=False)
-    for line, (name, images) in zip(grid, rows, strict=True):
-        pixels = ((images.detach().float().cpu() - low) / (high - low)).clamp(0, 1).numpy()
-        for axes, picture in zip(line, pixels, strict=True):
-            grey = picture.shape[0] == 1
-            axes.imshow(
-                picture[0] if grey else picture.transpose(1, 2, 0), cmap="gray" if grey else None, vmin=0, vmax=1
-            )
-            axes.set(xticks=[], yticks=[])
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    count, (channels, height, width) = len(rows[0][1]), rows[0][1].shape[1:]
+    gap = max(1, width // 12)
+    grid = torch.ones(len(rows) * (height + gap) - gap, count * (width + gap) - gap, channels)
+    for line, (_, images) in enumerate(rows):
+        pixels = ((images.detach().float().cpu() - low) / (high - low)).clamp(0, 1)
+        for column, picture in enumerate(pixels):
+            top, left = line * (height + gap), column * (width + gap)
+            grid[top : top + height, left : left + width] = picture.movedim(0, -1)
+    wide, names = 0.8 * count + 1, 0.9
+    figure = Figure(figsize=(wide, 0.85 * len(rows)))
+    axes = figure.add_axes((names / wide, 0.01, 1 - (names + 0.05) / wide, 0.98), anchor="W")
+    grey = channels == 1  # one picture for all: an axes for each takes seconds where there are many classes
+    axes.imshow((grid[..., 0] if grey else grid).numpy(), cmap="gray" if grey else None, vmin=0, vmax=1)
+    centres = [line * (height + gap) + (height - 1) / 2 for line in range(len(rows))]
+    axes.set(xticks=[], yticks=centres)
+    axes.set_yticklabels([name for name, _ in rows], fontsize=8)
+    axes.tick_params(length=0)
+    axes.set_frame_on(False)
     return figure
 
 

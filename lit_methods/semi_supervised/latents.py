@@ -8,6 +8,32 @@ from torch import Tensor
 from lit_methods.semi_supervised.cache import ExampleCache
 
 
+def check_image_shape(unet: Any, autoencoder: Any, shape: torch.Size) -> None:
+    """Refuses images of another size or mode than the model takes.
+
+    Args:
+        unet: A diffusers U-Net, whose `sample_size` is that of the latents; one without `config` takes any image.
+        autoencoder: As for `encode`.
+        shape: Shape of a batch of images, `(B, C, H, W)` if all is well.
+
+    Raises:
+        ValueError: If channels, height or width are others.
+    """
+    config = getattr(unet, "config", None)
+    if config is None:
+        return
+    size, channels, factor = config.sample_size, config.in_channels, 1
+    if autoencoder is not None:
+        channels, factor = autoencoder.config.in_channels, 2 ** (len(autoencoder.config.block_out_channels) - 1)
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    wanted = (channels, *(None if side is None else side * factor for side in (height, width)))
+    if len(shape) != 4 or any(w is not None and w != s for w, s in zip(wanted, shape[1:], strict=True)):
+        said = ", ".join("any" if number is None else str(number) for number in wanted)
+        raise ValueError(
+            f"images is {tuple(shape)}, but the model takes (B, {said}); resize or convert them as for training."
+        )
+
+
 @torch.no_grad()
 def encode(autoencoder: Any, images: Tensor) -> Tensor:
     """Scaled mean of the latent distribution, `(B, C, H, W)` to `(B, c, h, w)`.

@@ -7,7 +7,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from lit_methods.semi_supervised.functional import dpm_solver_2m, guided_noise, log_snr_timesteps, start_timestep
-from lit_methods.semi_supervised.latents import decode, encode
+from lit_methods.semi_supervised.latents import check_image_shape, decode, encode
 
 
 class ClassTransformationPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers has no types
@@ -96,14 +96,7 @@ class ClassTransformationPipeline(DiffusionPipeline):  # type: ignore[misc]  # d
         return guided_noise(conditional, unconditional, guidance_scale)
 
     def _check(self, images: Tensor, labels: Tensor) -> None:
-        model = self.unet if self.vae is None else self.vae
-        channels, size = model.config.in_channels, model.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        if images.ndim != 4 or tuple(images.shape[1:]) != (channels, height, width):
-            raise ValueError(
-                f"images is {tuple(images.shape)}, but the model takes (B, {channels}, {height}, {width}); "
-                "resize or convert them as for training."
-            )
+        check_image_shape(self.unet, self.vae, images.shape)
         if labels.shape != images.shape[:1]:
             raise ValueError(f"class_labels is {tuple(labels.shape)}; pass one class per image, ({len(images)},).")
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= self.null_class:

@@ -63,9 +63,9 @@ class Transformation(nn.Module):
         return cast(Tensor, made)
 
     def settings(self, network: nn.Module) -> dict[str, Any]:
-        """All settings as plain values, with a digest of the network's weights."""
+        """All settings as plain values, with a digest of the weights of the network and of the class choice."""
         digest = hashlib.sha256()
-        for tensor in network.state_dict().values():
+        for tensor in (*network.state_dict().values(), *self.class_choice.state_dict().values()):
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return {
             "strength": self.strength,
@@ -75,4 +75,4 @@ class Transformation(nn.Module):
             "value_range": list(self.value_range),
             "seed": self.seed,
             "weights": digest.hexdigest()[:16],
-        }
+        } | {f"class_choice.{name}": value for name, value in self.class_choice.settings().items()}

@@ -116,8 +116,10 @@ def test_full_disk_leaves_whole_files_and_the_run_goes_on(
     module = Painter()
     with monkeypatch.context() as patch:
         _FullDisk(patch, fails_at)
-        with pytest.raises(OSError, match="No space left"):
+        sentence = "No space left on device; every file that is there is whole: free some and run the same command"
+        with pytest.raises(OSError, match=sentence) as raised:
             _predict(tmp_path / "out", module)
+        assert raised.value.errno == errno.ENOSPC
     assert "predict_step" not in vars(module)
     for path in (tmp_path / "out").rglob("*.*"):
         assert not path.name.endswith(".part")
@@ -161,6 +163,27 @@ def test_other_weights_are_other_settings(tmp_path: Path) -> None:
         next(module.ema.network.parameters()).add_(0.1)
     with pytest.raises(ValueError, match="weights: "):
         toy_trainer(Parts(module, [writer], data), tmp_path).predict(module, datamodule=data)
+
+
+def test_weights_are_those_of_the_checkpoint(tmp_path: Path) -> None:
+    trained, data = tiny_diffusion(), toy_data()
+    trainer = toy_trainer(Parts(trained, [], data), tmp_path, max_epochs=1)
+    trainer.fit(trained, datamodule=data)
+    trainer.save_checkpoint(tmp_path / "trained.ckpt")
+
+    def predict(folder: str, ckpt_path: Path | None) -> dict[str, Any]:
+        module = tiny_diffusion()
+        writer = SyntheticImageWriter(tmp_path / folder)
+        toy_trainer(Parts(module, [writer], data), tmp_path).predict(module, datamodule=data, ckpt_path=ckpt_path)
+        return json.loads((tmp_path / folder / "settings.json").read_text())
+
+    before = predict("before", None)
+    with pytest.raises(ValueError, match="weights: "):
+        predict("before", tmp_path / "trained.ckpt")
+    assert predict("after", tmp_path / "trained.ckpt")["weights"] == trained.prediction_settings["weights"]
+    assert before["weights"] != trained.prediction_settings["weights"]
+    images = [(tmp_path / folder / "0" / "00000001.png").read_bytes() for folder in ("before", "after")]
+    assert images[0] != images[1]
 
 
 def test_resumed_diffusion_writes_the_same_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,6 +250,7 @@ def test_two_processes_write_what_one_writes(gloo: GlooPool, tmp_path: Path) -> 
 
 def test_write_is_the_only_way_to_a_final_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[Path] = []
-    monkeypatch.setattr(home, "_write", lambda path, content: written.append(path) or path.write_bytes(content))
+    write = home._write
+    monkeypatch.setattr(home, "_write", lambda path, content: written.append(path) or write(path, content))
     _predict(tmp_path / "out")
     assert {path.relative_to(tmp_path / "out").as_posix() for path in written} >= set(_content(tmp_path / "out"))

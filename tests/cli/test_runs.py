@@ -71,6 +71,13 @@ def test_errors_of_the_user_keep_their_sentence(tiny: str) -> None:
         main(["fit", "-c", tiny, "--trainer.accelerator=abacus"])
 
 
+def test_argument_that_a_class_of_ours_refuses_ends_in_its_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "-c", "federated/digits.yaml", "--model.strategy.init_args.ratio=1.5"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("lit-methods: ratio=1.5 must lie in (0, 1]")
+
+
 @pytest.mark.usefixtures("wandb_offline")
 def test_wandb_offline_overlay_logs_beside_the_csv(tiny: str) -> None:
     run(find_configs(["fit", "-c", tiny, "-c", "logger/wandb_offline.yaml"]))

@@ -296,6 +296,16 @@ def test_other_class_choices(tmp_path: Path) -> None:
         toy_trainer(Parts(module, [], data), tmp_path).predict(module, datamodule=data)
 
 
+def test_settings_tell_class_choices_apart() -> None:
+    network = tiny_unet()
+    choices = [FixedClass(0), FixedClass(1), RandomBalanced(0), RandomBalanced(1)]
+    choices += [ClassifierChoice(MLP(16, [], 3)), ClassifierChoice(MLP(16, [], 3)), NearestLabeled()]
+    told = [Transformation(class_choice=choice).settings(network) for choice in choices]
+    assert all(a != b for i, a in enumerate(told) for b in told[:i])
+    assert told[1]["class_choice.label"] == 1
+    assert Transformation(class_choice=FixedClass(1)).settings(network) == told[1]
+
+
 def _autoencoder() -> AutoencoderKL:
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -148,6 +148,7 @@ def tiny_diffusion(**arguments: object) -> DiscriminatorWeightedDiffusion:
     settings: dict[str, object] = {
         "relevance": FrozenRelevance(tiny_discriminator(), prior=0.5),
         "transformation": Transformation(num_inference_steps=2),
+        "pretrained": True,
         "optimizer": partial(torch.optim.SGD, lr=0.05),
     }
     return DiscriminatorWeightedDiffusion(tiny_unet(), 2, **(settings | arguments))

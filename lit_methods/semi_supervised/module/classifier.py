@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from lit_methods.semi_supervised.batches import OpenSetBatch, check_training_batch
+from lit_methods.semi_supervised.batches import OpenSetBatch, check_labels, check_training_batch
 from lit_methods.semi_supervised.draws import seeded, seeded_generator
 from lit_methods.semi_supervised.ema import ExponentialMovingAverage
 from lit_methods.semi_supervised.ssl_functional import gradients_agree, smoothed_targets
@@ -216,6 +216,7 @@ class SemiSupervisedClassifier(LightningModule):
         if len(batch) == 3:
             return
         images, labels = batch
+        check_labels(labels, self.num_classes, f"{stage} batch")
         logits = self(images)
         accuracy(logits, labels)
         loss = nn.functional.cross_entropy(logits, labels)

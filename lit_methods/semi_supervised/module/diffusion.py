@@ -3,19 +3,28 @@
 from typing import Any, cast
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lit_methods.logging import log_figure
-from lit_methods.semi_supervised.batches import OpenSetBatch, Unlabeled, check_training_batch
+from lit_methods.semi_supervised.batches import (
+    OpenSetBatch,
+    Unlabeled,
+    check_equal_shapes,
+    check_labels,
+    check_training_batch,
+)
 from lit_methods.semi_supervised.draws import DiffusionDraws, seeded_generator
 from lit_methods.semi_supervised.ema import ExponentialMovingAverage
 from lit_methods.semi_supervised.functional import effective_sample_size, per_sample_error, weighted_diffusion_loss
-from lit_methods.semi_supervised.latents import LatentCache, encode
+from lit_methods.semi_supervised.latents import LatentCache, check_image_shape, encode
 from lit_methods.semi_supervised.relevance import JointRelevance, Relevance, UniformRelevance
+from lit_methods.semi_supervised.samples import ClassSamples
 from lit_methods.semi_supervised.training import CLASS_COUNT, check_class_count, draws_figures, with_scheduler
 from lit_methods.semi_supervised.transformation import Transformation
 
@@ -32,12 +41,13 @@ class DiscriminatorWeightedDiffusion(LightningModule):
 
     Prediction transforms each image of batches `(images, index, known)` and gives `images`, `label`, `index` and
     `strength`; `SyntheticImageWriter` writes them to a folder. The moving average of the U-Net is what validates and
-    generates; it is part of the checkpoint.
+    generates; it is part of the checkpoint. An untrained one is refused.
 
     Logs `train/loss`, `train/loss_labeled`, `train/loss_unlabeled`, `train/weight`, `train/ess` (as a share of the
     unlabelled batch), `val/loss` and `test/loss` (error under the true class, with the same noise each time). With a
     `JointRelevance`, optimization is manual: it logs `train/loss_discriminator`, and each batch counts as two steps of
-    the Trainer.
+    the Trainer. Pictures: `val/samples`, drawn from noise, and `train/transformations`. With a judge in `samples`,
+    `val/null_known_share` is the share of known classes in what the null class generates.
 
     Args:
         unet: Maps noisy latents, timesteps and classes to an object with the noise as `sample`, as diffusers'
@@ -53,6 +63,8 @@ class DiscriminatorWeightedDiffusion(LightningModule):
         horizontal_flip: Whether images are mirrored at random.
         ema_decay: Decay of the moving average, approached as `(1 + n) / (10 + n)`.
         seed: Seed of timesteps, noise and label dropout.
+        samples: What validation draws from noise; None for `ClassSamples()`, a picture without a judge.
+        pretrained: Whether `unet` comes trained, so that prediction needs neither a fit nor a checkpoint.
         optimizer: Takes the U-Net's parameters; None for AdamW at rate 2e-4, weight decay 0.003, as the paper's code.
         scheduler: Takes the optimizer and returns a scheduler that is stepped after each step.
 
@@ -81,6 +93,8 @@ class DiscriminatorWeightedDiffusion(LightningModule):
         horizontal_flip: bool = False,
         ema_decay: float = 0.9999,
         seed: int = 0,
+        samples: ClassSamples | None = None,
+        pretrained: bool = False,
         optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -110,6 +124,8 @@ class DiscriminatorWeightedDiffusion(LightningModule):
         self._make_optimizer, self._make_scheduler = optimizer, scheduler
         self._batches, self._restored = 0, False
         self._preview: Unlabeled | None = None
+        self.samples, self.pretrained = ClassSamples() if samples is None else samples, pretrained
+        self._validated: Tensor | None = None
         self.automatic_optimization = not self.relevance.trains
 
     def train(self, mode: bool = True) -> "DiscriminatorWeightedDiffusion":
@@ -131,7 +147,9 @@ class DiscriminatorWeightedDiffusion(LightningModule):
     def training_step(self, batch: OpenSetBatch, batch_idx: int) -> Tensor | None:
         """DWD's loss of one batch."""
         check_training_batch(batch, self.num_classes if self.current_epoch == 0 else None)
+        check_equal_shapes(batch)
         (labeled, labels), (unlabeled, index, _) = batch["labeled"], batch["unlabeled"]
+        check_image_shape(self.unet, self.autoencoder, labeled.shape)
         weight, discriminator_loss = self.relevance(labeled, unlabeled, index.cpu())
         self._preview = batch["unlabeled"]
         self._batches += 1
@@ -155,12 +173,39 @@ class DiscriminatorWeightedDiffusion(LightningModule):
         """Logs `val/loss` of labelled batches; batches of the pool are passed over."""
         self._evaluate("val", batch, batch_idx)
 
+    def on_validation_epoch_end(self) -> None:
+        """Logs images of each class from noise and, where a judge is given, what the null class holds."""
+        like, self._validated = self._validated, None
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        passed = fitting and (self.current_epoch + 1) % self.samples.every_n_epochs
+        if like is None or self.trainer.sanity_checking or passed:
+            return
+        pictured = draws_figures(self.trainer)
+        drawn = self.samples.draw(self.pipeline(), like, self.transformation.guidance_scale, pictured)
+        if drawn.null_known_share is not None:
+            self.log("val/null_known_share", drawn.null_known_share, sync_dist=True)
+        if drawn.rows:
+            from lit_methods.semi_supervised.figures import image_rows
+
+            log_figure(self.trainer, "val/samples", image_rows(drawn.rows, *self.transformation.value_range))
+
     def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         """Logs `test/loss`."""
         self._evaluate("test", batch, batch_idx)
 
     def on_predict_start(self) -> None:
-        """Shows the labelled images to a class choice that needs them."""
+        """Refuses untrained weights, and shows the labelled images to a class choice that needs them.
+
+        Raises:
+            MisconfigurationException: If the moving average has seen no step, `unet` is not `pretrained`, and this is
+                no `fast_dev_run`.
+        """
+        trained = self.pretrained or int(self.ema.updates) > 0
+        if not trained and not cast(Any, self.trainer).fast_dev_run:
+            raise MisconfigurationException(
+                "The diffusion is untrained and would turn the images into noise; pass the checkpoint of a fit as "
+                "ckpt_path (--ckpt_path FILE on the command line), or pretrained=True where `unet` comes trained."
+            )
         labeled = getattr(cast(Any, self.trainer).datamodule, "labeled_set", None)
         if self.transformation.class_choice.needs_labeled and labeled is not None:
             images, labels = labeled.__getitems__(range(len(labeled)))
@@ -264,6 +309,10 @@ class DiscriminatorWeightedDiffusion(LightningModule):
         if len(batch) == 3:
             return
         images, labels = batch
+        check_labels(labels, self.num_classes, f"{stage} batch")
+        check_image_shape(self.unet, self.autoencoder, images.shape)
+        if stage == "val":
+            self._validated = images[:1]
         draws = [self._draws(_EVALUATION, batch_idx, 0)]
         loss = self._errors(self.ema.network, [encode(self.autoencoder, images)], labels, draws).mean()
         self.log(f"{stage}/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(images), add_dataloader_idx=False)

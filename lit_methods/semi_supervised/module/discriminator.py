@@ -13,7 +13,7 @@ from torchmetrics.aggregation import CatMetric
 from torchmetrics.functional.classification import binary_auroc
 
 from lit_methods.logging import log_figure
-from lit_methods.semi_supervised.batches import OpenSetBatch, Unlabeled, check_training_batch
+from lit_methods.semi_supervised.batches import OpenSetBatch, Unlabeled, check_equal_shapes, check_training_batch
 from lit_methods.semi_supervised.draws import seeded
 from lit_methods.semi_supervised.functional import effective_sample_size
 from lit_methods.semi_supervised.pu import PULoss, RelevanceWeight
@@ -69,6 +69,7 @@ class RelevanceDiscriminator(LightningModule):
     def training_step(self, batch: OpenSetBatch, batch_idx: int) -> Tensor:
         """PU loss of one batch, logged as `train/loss`."""
         check_training_batch(batch, None)
+        check_equal_shapes(batch)
         labeled, unlabeled = batch["labeled"][0], batch["unlabeled"][0]
         images = torch.cat([labeled, unlabeled])
         if self.augmentation is not None:
