@@ -152,7 +152,7 @@ def accuracy(quick: bool) -> Figures:
     rows: list[dict[str, Any]] = []
     names = ["local only", "Ditto 0.1", "spectral 0.3 / 0.4"] if quick else list(METHODS)
     for p in (0.5,) if quick else (0.3, 0.5, 1.0):
-        rows += compare(p, range(1 if quick else 4), 10 if quick else 40, names)
+        rows += compare(p, range(1 if quick else 3), 10 if quick else 40, names)
     figures = ("val/generic_acc", "val/generic_acc_local", "val/personal_acc", "spec/personal_kl")
     table(
         "(f) noisy digits, mean ± standard deviation over seeds",

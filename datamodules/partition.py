@@ -60,8 +60,8 @@ class Partition(ABC):
             if problem is None:
                 return parts
         raise ValueError(
-            f"{self} {problem}, in each of {_ATTEMPTS} attempts; take fewer clients, a smaller min_samples, or less "
-            "skew."
+            f"{self} {problem}, in each of {_ATTEMPTS} attempts; take fewer clients, "
+            f"{'a smaller min_samples, ' if self.min_samples > 1 else ''}or less skew."
         )
 
 
@@ -110,14 +110,20 @@ class BernoulliDirichletPartition(Partition):
         _positive("alpha", self.alpha)
 
     def holders(self, num_clients: int, num_classes: int, rng: np.random.Generator) -> np.ndarray:
-        """Which client has which class, `(K, C)` bool: no empty row, no empty column."""
+        """Which client has which class, `(K, C)` bool: no empty row, no empty column.
+
+        Raises:
+            ValueError: If `p` is too small for that.
+        """
         has = rng.random((num_clients, num_classes)) < self.p
-        while not (has.any(axis=1).all() and has.any(axis=0).all()):
+        for _ in range(_ATTEMPTS):
+            if has.any(axis=1).all() and has.any(axis=0).all():
+                return has
             empty = ~has.any(axis=1)
             has[empty] = rng.random((empty.sum(), num_classes)) < self.p
             nobody = ~has.any(axis=0)
             has[:, nobody] = rng.random((num_clients, nobody.sum())) < self.p
-        return has
+        raise ValueError(f"p={self.p} leaves clients without a class in each of {_ATTEMPTS} draws; take a larger p.")
 
     def deal(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
         """See `Partition.deal`."""
