@@ -44,7 +44,7 @@ def stacked_step(network: nn.Module, shape: tuple[int, ...], clients: int) -> Ca
     inputs = torch.randn(clients, 10, *shape, generator=generator)
 
     def one(state: dict[str, Tensor], examples: Tensor) -> Tensor:
-        return functional_call(network, state, (examples,)).square().sum()  # type: ignore[no-any-return]
+        return functional_call(network, state, (examples,)).square().sum()  # type: ignore[no-any-return]  # functional_call returns Any
 
     def step() -> Tensor:
         leaf = weights.clone().requires_grad_()

@@ -112,11 +112,11 @@ class NullClass:
         self.trainer = _trainer()
         self.trainer.fit(self.module, datamodule=self.data)
         self.data.batch_size = 256
-        self.known: Tensor = self.data.unlabeled_set.known == 1  # type: ignore[union-attr]
+        self.known: Tensor = self.data.unlabeled_set.known == 1  # type: ignore[union-attr]  # set by the fit
 
     def weights(self) -> tuple[float, float]:
         """Mean weight of the pool's images of known and of unknown classes."""
-        images, index, _ = self.data.unlabeled_set.__getitems__(range(len(self.known)))  # type: ignore[union-attr]
+        images, index, _ = self.data.unlabeled_set.__getitems__(range(len(self.known)))  # type: ignore[union-attr]  # set by the fit
         weight, _ = self.module.relevance(images, images, index)
         return float(weight[self.known].mean()), float(weight[~self.known].mean())
 

@@ -165,7 +165,7 @@ class Experiment:
             self.facts[name] = round(float(trainer.callback_metrics[name]), 3)
         trainer.predict(module, datamodule=data, return_predictions=False)
         kept = json.loads((self.folder / "relevant.json").read_text())["positions"]
-        known = data.unlabeled_set.known[kept].float()  # type: ignore[union-attr]
+        known = data.unlabeled_set.known[kept].float()  # type: ignore[union-attr]  # set by the fit
         self.facts |= {"filter kept": len(kept), "filter precision": round(float(known.mean()), 3)}
         self._discriminator = network
         return network

@@ -133,7 +133,8 @@ class Stepper:
 @contextmanager
 def peak_saved_bytes(found: dict[str, int]) -> Iterator[None]:
     """Context that measures the most bytes that autograd held at once, parameters included."""
-    live, total, peak = {}, 0, 0  # type: ignore[var-annotated]
+    live: dict[int, int] = {}
+    total = peak = 0
 
     def forget(key: int, size: int) -> None:
         nonlocal total

@@ -172,7 +172,7 @@ def longest(side: str, dropout_p: float, lengths: tuple[int, int]) -> int:
         inputs = [torch.randn(1, 1, length, HEAD_SIZE, generator=generator).to(device()) for _ in range(3)]
         tensors = tuple(tensor.requires_grad_() for tensor in inputs)
         of_inputs = 4 * 4 * length * HEAD_SIZE
-        kept.append(LAYERS * (kept_bytes(side, tensors, dropout_p) + of_inputs))  # type: ignore[arg-type]
+        kept.append(LAYERS * (kept_bytes(side, tensors, dropout_p) + of_inputs))  # type: ignore[arg-type]  # a tuple of three
     short, long = lengths
     a = (kept[1] / long - kept[0] / short) / (long - short)
     b = kept[0] / short - a * short

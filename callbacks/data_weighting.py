@@ -211,7 +211,7 @@ class DataWeighting(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Shows the histogram of the weights and the examples with the least."""
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]  # a property that Lightning makes by name
             return
         if self._run is not None and bool(self.weights().isfinite().any()):
             from lit_methods.data_manipulation.figures import show_weights

@@ -217,7 +217,7 @@ class KnowledgeRerank(Callback):
 def _is_dry(trainer: Trainer) -> bool:
     if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set outside __init__
         rank_zero_info("KnowledgeRerank: fast_dev_run scores a part of the set only, so nothing is re-ranked.")
-    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # a property that Lightning makes by name
 
 
 def _recalls(rivals: Rivals) -> dict[str, Tensor]:

@@ -89,7 +89,7 @@ class SyntheticImageWriter(BasePredictionWriter):
         self._written = {int(row["index"]) for row in self._rows()}
         self._shard = len(list(self._shards.glob(f"{trainer.global_rank:05d}-*.csv")))
         trainer.predict_loop.return_predictions = self.keep_predictions
-        pl_module.predict_step = self._skipping(pl_module.predict_step)  # type: ignore[method-assign]
+        pl_module.predict_step = self._skipping(pl_module.predict_step)  # type: ignore[method-assign]  # put back when the run ends
 
     def write_on_batch_end(
         self,

@@ -38,7 +38,7 @@ class ClientSubset:
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Batch `(inputs (B, ...), labels (B,))`."""
-        return self.dataset.__getitems__(self.positions[torch.as_tensor(indices)])  # type: ignore[arg-type]
+        return self.dataset.__getitems__(self.positions[torch.as_tensor(indices)])  # type: ignore[arg-type]  # torch's Dataset promises no length and no batches
 
 
 class ClientPartition:

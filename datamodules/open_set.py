@@ -194,7 +194,7 @@ class OpenSetDataModule(LightningDataModule):
             name, second = "synthetic", self.synthetic_set
         processes = self.trainer.world_size if self.trainer is not None else 1
         size = self.batch_size * self.unlabeled_ratio
-        steps = self.steps_per_epoch or -(-len(second) // (size * processes))  # type: ignore[arg-type]
+        steps = self.steps_per_epoch or -(-len(second) // (size * processes))  # type: ignore[arg-type]  # torch's Dataset promises no length and no batches
         loaders = {
             "labeled": self._training_loader(self._ready(self.labeled_set), self.batch_size, steps, 0),
             name: self._training_loader(second, size, steps, 1),
@@ -279,7 +279,7 @@ class OpenSetDataModule(LightningDataModule):
             self.include_labeled,
             self.split_seed,
         )
-        writes = self.trainer is None or (self.trainer.is_global_zero and not self.trainer.fast_dev_run)  # type: ignore[attr-defined]
+        writes = self.trainer is None or (self.trainer.is_global_zero and not self.trainer.fast_dev_run)  # type: ignore[attr-defined]  # a property that Lightning makes by name
         if self.split_file is not None and writes:
             split.save(self.split_file)
         return split
@@ -307,7 +307,7 @@ class OpenSetDataModule(LightningDataModule):
 
     def _training_loader(self, dataset: Dataset[Any], size: int, steps: int, stream: int) -> DataLoader[Any]:
         rank, processes = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        sampler = RepeatingSampler(len(dataset), size * steps, 2 * self.split_seed + stream, processes, rank)  # type: ignore[arg-type]
+        sampler = RepeatingSampler(len(dataset), size * steps, 2 * self.split_seed + stream, processes, rank)  # type: ignore[arg-type]  # torch's Dataset promises no length and no batches
         return self._loader(dataset, size, sampler)
 
     def _loader(

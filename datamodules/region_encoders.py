@@ -90,7 +90,7 @@ class PooledEncoder(nn.Module):
         if features.ndim != 4:
             raise ValueError(f"backbone gave {tuple(features.shape)}; PooledEncoder needs a feature map (B, D, h, w).")
         size = torch.tensor([pictures.shape[3], pictures.shape[2]], device=pictures.device)
-        start, end = (_inside(pictures, boxes) / size.repeat(2)).split(2, dim=2)  # type: ignore[no-untyped-call]
+        start, end = (_inside(pictures, boxes) / size.repeat(2)).split(2, dim=2)  # type: ignore[no-untyped-call]  # torch does not type it
         steps = (torch.arange(self.samples, device=pictures.device) + 0.5) / self.samples
         places = 2 * (start.unsqueeze(2) + steps.view(-1, 1) * (end - start).unsqueeze(2)) - 1
         columns, rows = places[..., 0], places[..., 1]

@@ -59,7 +59,7 @@ def train_word_tokenizer(
         pair=f"{ends[0]} $A {ends[1]} $B:1 {ends[1]}:1",
         special_tokens=[(token, words.token_to_id(token)) for token in ends],
     )
-    return PreTrainedTokenizerFast(tokenizer_object=words, **SPECIAL_TOKENS)  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(tokenizer_object=words, **SPECIAL_TOKENS)  # type: ignore[no-untyped-call]  # transformers does not type it
 
 
 def load_tokenizer(tokenizer: "PreTrainedTokenizerBase | str | Path") -> "PreTrainedTokenizerBase":

@@ -19,7 +19,7 @@ def _refuse_sample_rate(sample_rate: float | None) -> None:
         )
 
 
-class MatrixFactorizationAccountant(IAccountant):  # type: ignore[misc]
+class MatrixFactorizationAccountant(IAccountant):  # type: ignore[misc]  # Opacus has no types
     """Counts the steps of a run with correlated noise, and tells what they have spent.
 
     Everything that epsilon depends on is fixed in the accounting. What Opacus' own accountants are fed, a noise

@@ -16,7 +16,7 @@ from lit_methods.differential_privacy.gradients import LayerHooks
 _PER_SAMPLE = "Use clipping='per_sample'"
 
 
-class _OneUse(GradSampleHooksFastGradientClipping):  # type: ignore[misc]
+class _OneUse(GradSampleHooksFastGradientClipping):  # type: ignore[misc]  # Opacus has no types
     """Says what Opacus means where a layer runs twice."""
 
     def capture_activations_hook(self, module: nn.Module, *arguments: Any) -> None:
@@ -219,8 +219,8 @@ class GhostBackward:
         self._module, self._gradients = module, gradients
         self._reduction, self._scale = loss_reduction, gradient_scale
         self._compute, self._noted = compute, list[Tensor]()
-        module.per_sample_loss = self._note  # type: ignore[assignment]
-        module.backward = self._backward  # type: ignore[method-assign]
+        module.per_sample_loss = self._note  # type: ignore[assignment]  # put back when the run ends
+        module.backward = self._backward  # type: ignore[method-assign]  # put back when the run ends
 
     def remove(self) -> None:
         """Gives the module its own methods back."""

@@ -41,7 +41,7 @@ class LayerHooks:
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
         self._hooks = kind(module, **options)
         for layer in self._in_place:
-            layer.inplace = False  # type: ignore[assignment]
+            layer.inplace = False  # type: ignore[assignment]  # modules type attributes as tensors or modules
 
     def remove(self) -> None:
         """Leaves the module as it was found."""
@@ -54,7 +54,7 @@ class LayerHooks:
             if hasattr(p, "summed_grad"):
                 del p.summed_grad
         for layer in self._in_place:
-            layer.inplace = True  # type: ignore[assignment]
+            layer.inplace = True  # type: ignore[assignment]  # modules type attributes as tensors or modules
 
     def forget(self) -> None:
         """Drops what the hooks noted of a forward pass that no backward pass followed."""
@@ -106,7 +106,7 @@ class PerSampleGradients(LayerHooks):
         for name, p in self._module.named_parameters():
             if not p.requires_grad or p.grad is None:
                 continue
-            samples = p.grad_sample  # type: ignore[attr-defined]
+            samples = p.grad_sample  # type: ignore[attr-defined]  # Opacus attaches it
             if samples is None:
                 raise MisconfigurationException(
                     f"{name} has a gradient but no per-sample gradients, so that it can't be trained privately: it is"
@@ -138,14 +138,14 @@ class PerSampleGradients(LayerHooks):
         trained = [(name, p) for name, p in self._module.named_parameters() if p.requires_grad and p.grad is not None]
         if not all(bool(p.grad.isfinite().all()) for _, p in trained if p.grad is not None):
             return False
-        if any(isinstance(p.grad_sample, list) for _, p in trained):  # type: ignore[attr-defined]
+        if any(isinstance(p.grad_sample, list) for _, p in trained):  # type: ignore[attr-defined]  # Opacus attaches it
             return False
         if not any(bool(p.grad.any()) for _, p in trained if p.grad is not None):
             return False
         for name, p in trained:
             if p.grad is None:
                 continue
-            samples = p.grad_sample  # type: ignore[attr-defined]
+            samples = p.grad_sample  # type: ignore[attr-defined]  # Opacus attaches it
             if samples is not None:
                 mean = samples.float().mean(dim=0) if self._hooks.loss_reduction == "mean" else samples.float().sum(0)
                 size = max(float(p.grad.float().norm()), float(mean.norm()))

@@ -72,7 +72,7 @@ class CorrelatedNoiseMixin:
         gradient_scale: float = 1.0,
         gradients: GradientSource | None = None,
     ) -> None:
-        super().__init__(  # type: ignore[call-arg]
+        super().__init__(  # type: ignore[call-arg]  # the mixin's next class is one of Opacus's optimizers
             optimizer,
             noise_multiplier=noise_std,
             max_grad_norm=max_grad_norm,
@@ -175,13 +175,13 @@ class CorrelatedNoiseMixin:
             Whether the wrapped optimizer steps now: not where Opacus' ``BatchMemoryManager`` has more of the batch.
         """
         self.clip_and_accumulate()
-        self._is_last_step_skipped = bool(self._check_skip_next_step())  # type: ignore[attr-defined]
+        self._is_last_step_skipped = bool(self._check_skip_next_step())  # type: ignore[attr-defined]  # of Opacus's optimizer, which the mixin stands before
         if self._is_last_step_skipped:
             return False
         self.add_noise()
         self.scale_grad()
-        if self.step_hook:  # type: ignore[attr-defined]
-            self.step_hook(self)  # type: ignore[attr-defined]
+        if self.step_hook:  # type: ignore[attr-defined]  # of Opacus's optimizer, which the mixin stands before
+            self.step_hook(self)  # type: ignore[attr-defined]  # of Opacus's optimizer, which the mixin stands before
         self.examples = 0
         return True
 
@@ -190,7 +190,7 @@ class CorrelatedNoiseMixin:
         return torch.zeros_like(p, dtype=torch.float32) if summed is None else summed
 
 
-class CorrelatedNoiseOptimizer(CorrelatedNoiseMixin, DPOptimizer):  # type: ignore[misc]
+class CorrelatedNoiseOptimizer(CorrelatedNoiseMixin, DPOptimizer):  # type: ignore[misc]  # Opacus has no types
     """Clips per-sample gradients, sums them, adds correlated noise, and steps the wrapped optimizer.
 
     Per-sample gradients are read from ``p.grad_sample``, where Opacus' hooks put them, and dropped once they are
@@ -230,7 +230,7 @@ class CorrelatedNoiseOptimizer(CorrelatedNoiseMixin, DPOptimizer):  # type: igno
             p.grad_sample = None
 
 
-class GhostCorrelatedNoiseOptimizer(CorrelatedNoiseMixin, DPOptimizerFastGradientClipping):  # type: ignore[misc]
+class GhostCorrelatedNoiseOptimizer(CorrelatedNoiseMixin, DPOptimizerFastGradientClipping):  # type: ignore[misc]  # Opacus has no types
     """Takes sums that are clipped already from ``p.grad``, adds correlated noise, and steps the wrapped optimizer.
 
     The sums come from :class:`~lit_methods.differential_privacy.ghost.GhostGradients`, or from Opacus' own
@@ -266,12 +266,12 @@ class GhostCorrelatedNoiseOptimizer(CorrelatedNoiseMixin, DPOptimizerFastGradien
             _mark_as_processed(p.grad)
 
 
-class DistributedCorrelatedNoiseOptimizer(CorrelatedNoiseOptimizer, DistributedDPOptimizer):  # type: ignore[misc]
+class DistributedCorrelatedNoiseOptimizer(CorrelatedNoiseOptimizer, DistributedDPOptimizer):  # type: ignore[misc]  # Opacus has no types
     """:class:`CorrelatedNoiseOptimizer` for code that asks for Opacus' distributed optimizer."""
 
 
 class DistributedGhostCorrelatedNoiseOptimizer(
     GhostCorrelatedNoiseOptimizer,
-    DistributedDPOptimizerFastGradientClipping,  # type: ignore[misc]
+    DistributedDPOptimizerFastGradientClipping,  # type: ignore[misc]  # Opacus has no types
 ):
     """:class:`GhostCorrelatedNoiseOptimizer` for code that asks for Opacus' distributed optimizer."""

@@ -40,7 +40,7 @@ def set_random_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(words), gauss))
     inner = state["numpy"]["state"]
     key = inner["key"].numpy().astype(np.uint32)
-    np.random.set_state({**state["numpy"], "state": {**inner, "key": key}})  # noqa: NPY002
+    np.random.set_state({**state["numpy"], "state": {**inner, "key": key}})  # noqa: NPY002  the global state is what is saved and restored
 
 
 def run_state(

@@ -184,7 +184,7 @@ class _FlatSpectralDivergence(torch.autograd.Function):
 
 def flat_spectral_divergence(flat: Tensor, teacher: Tensor, plan: SpectralPlan, student_first: bool = True) -> Tensor:
     """Divergences `(K,)` of `SpectralTarget` as one differentiable operation on `flat (K, D)`."""
-    return _FlatSpectralDivergence.apply(flat, teacher, plan, student_first)  # type: ignore[no-any-return, no-untyped-call]
+    return _FlatSpectralDivergence.apply(flat, teacher, plan, student_first)  # type: ignore[no-any-return, no-untyped-call]  # torch does not type it
 
 
 def spectral_divergence(

@@ -103,7 +103,7 @@ def _train_one(
                 if stage.logit_offsets is not None:
                     logits = logits + stage.logit_offsets[k]
                 loss = stage.per_sample_loss(logits, labels).mean()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch does not type it
             total += loss.detach()
             if step == len(order) - 1:
                 norm = gradient.norm()

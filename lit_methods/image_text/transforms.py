@@ -82,11 +82,11 @@ class SeparateAffine(FeatureMap):
 
     def regions(self, features: Tensor) -> Tensor:
         """The regions' map."""
-        return self.region_map(features)  # type: ignore[no-any-return]
+        return self.region_map(features)  # type: ignore[no-any-return]  # modules return Any
 
     def words(self, prototypes: Tensor) -> Tensor:
         """The words' map."""
-        return self.word_map(prototypes)  # type: ignore[no-any-return]
+        return self.word_map(prototypes)  # type: ignore[no-any-return]  # modules return Any
 
 
 class Centring(FeatureMap):

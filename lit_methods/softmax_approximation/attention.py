@@ -17,7 +17,7 @@ from lit_methods.softmax_approximation.registry import as_codec
 
 # Compiled, the node would be traced open, and the compiler might keep the dense weights for backward.
 _with_grad: Callable[..., tuple[Tensor, Tensor | None]]
-_with_grad = torch.compiler.disable(Attention.apply)  # type: ignore[no-untyped-call]
+_with_grad = torch.compiler.disable(Attention.apply)  # type: ignore[no-untyped-call]  # torch does not type it
 
 
 def softmax_attention(

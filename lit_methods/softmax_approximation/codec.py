@@ -70,7 +70,7 @@ class Codec(ABC):
         """What the next draws of a stochastic codec depend on; empty for all others."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  most codecs hold no state
         """Goes on where the saved codec stopped.
 
         Args:

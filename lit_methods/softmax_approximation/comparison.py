@@ -55,7 +55,7 @@ def watch_gradient(
             _add_weights(errors, codec, [tensor[:1] for tensor in inputs], apart)
         codec.load_state_dict(now)
 
-    output.register_hook(compare)  # type: ignore[no-untyped-call]
+    output.register_hook(compare)  # type: ignore[no-untyped-call]  # torch does not type it
     return output, weights
 
 

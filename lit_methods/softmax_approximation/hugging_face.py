@@ -238,7 +238,7 @@ def _former_forward(
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     if implementation != "eager":
-        return ALL_ATTENTION_FUNCTIONS[implementation](module, query, key, value, mask, **kwargs)  # type: ignore[no-any-return]
+        return ALL_ATTENTION_FUNCTIONS[implementation](module, query, key, value, mask, **kwargs)  # type: ignore[no-any-return]  # transformers does not type it
     smallest = torch.finfo(query.dtype).min
     causal = kwargs.pop("is_causal", None)
     causal = getattr(module, "is_causal", True) if causal is None else causal
@@ -256,4 +256,4 @@ def _former_forward(
     if kwargs.get("position_bias") is None:
         kwargs.pop("position_bias", None)
     eager = sys.modules[_modelling(type(module))].eager_attention_forward
-    return eager(module, query, key, value, mask, **kwargs)  # type: ignore[no-any-return]
+    return eager(module, query, key, value, mask, **kwargs)  # type: ignore[no-any-return]  # transformers does not type it

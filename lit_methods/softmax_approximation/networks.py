@@ -106,7 +106,7 @@ class HuggingFaceEncoder(nn.Module):
 
         if model_type is not None:
             settings = AutoConfig.for_model(model_type, **(config or {}))
-            self.model = AutoModel.from_config(settings)  # type: ignore[no-untyped-call]
+            self.model = AutoModel.from_config(settings)  # type: ignore[no-untyped-call]  # transformers does not type it
         elif pretrained is not None:
             try:
                 self.model = AutoModel.from_pretrained(pretrained, local_files_only=True)

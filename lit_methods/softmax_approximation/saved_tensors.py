@@ -138,7 +138,7 @@ class SavedTensors(saved_tensors_hooks):
         """Why a softmax output is left alone; empty if it is not."""
         if tensor.ndim < 3:
             return "two-dimensional: an output layer or a router"
-        if node._saved_dim not in (tensor.ndim - 1, 2**64 - 1):  # type: ignore[attr-defined]
+        if node._saved_dim not in (tensor.ndim - 1, 2**64 - 1):  # type: ignore[attr-defined]  # what autograd saved, which stubs do not know
             return "softmax over another than the last dimension"
         if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() != tensor.nbytes:
             return "not laid out in one piece"
@@ -160,7 +160,7 @@ class SavedTensors(saved_tensors_hooks):
             factor = self._factor_of(above)
             if factor is None:
                 return None
-            scale = 1.0 if above.name() == PRODUCT else 1 / (1 - above._saved_p)  # type: ignore[attr-defined]
+            scale = 1.0 if above.name() == PRODUCT else 1 / (1 - above._saved_p)  # type: ignore[attr-defined]  # what autograd saved, which stubs do not know
             _, above = _past(_follow(_parent(above), tuple(IN_ORDER))[1], CAST)
         known = _record(above) if above is not None and above.name() in SOFTMAX else None
         if known is None or tensor.numel() != known.size.numel() or tensor.device != known.tensors[0].device:
