@@ -46,6 +46,8 @@ class OptimalBandedToeplitz(Factorization):
                 f"bandwidth={bandwidth} passes the separation of {participation.separation} steps, for which"
                 " OptimalBandedToeplitz is not defined. Lower it, or use BandedSquareRoot."
             )
+        if bandwidth == 1:  # nothing to search, and scipy's minimizer wants at least one unknown
+            return Strategy("optimal band", torch.ones(1, dtype=torch.float64), workload, participation)
         column = workload.first_column(participation.steps).numpy()
         start = workload.square_root(bandwidth).numpy()
         found = optimize.minimize(
