@@ -121,6 +121,32 @@ def test_permuted_pool_gives_the_same_loss_and_gradient() -> None:
         weighted_diffusion_loss(labeled, unlabeled, weight[:5])
 
 
+def test_equal_weights_have_the_gradient_of_the_plain_mean_bit_for_bit() -> None:
+    def gradients(weight: float) -> tuple[Tensor, ...]:
+        errors = torch.rand(5, requires_grad=True), torch.rand(7, requires_grad=True)
+        return torch.autograd.grad(weighted_diffusion_loss(*errors, torch.full((7,), weight)), errors)
+
+    plain = torch.rand(12, requires_grad=True)
+    (expected,) = torch.autograd.grad(plain.mean(), [plain])
+    assert torch.equal(torch.cat(gradients(1.0)), expected)
+    labeled, unlabeled = gradients(0.0)
+    assert torch.equal(labeled, expected[:5])
+    assert torch.equal(unlabeled, torch.zeros(7))
+
+
+def test_cached_weights_follow_their_images_in_any_order() -> None:
+    network, pool = tiny_discriminator(), toy_images(8, 96)[2]
+    relevance, weight = FrozenRelevance(network, 0.25), RelevanceWeight(0.25)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(6):
+        index = torch.randint(96, (40,), generator=generator)
+        found, _ = relevance(pool[:8], pool[index], index)
+        with torch.no_grad():
+            expected = weight(network(pool[index]).flatten())
+        torch.testing.assert_close(found, expected)
+        assert found.std() > 0.1
+
+
 @pytest.mark.parametrize("joint", [False, True])
 def test_no_gradient_of_the_diffusion_reaches_the_discriminator(joint: bool) -> None:
     network = tiny_discriminator()

@@ -30,7 +30,9 @@ def test_command_for_all_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         main([*stage, *fast[stage[0]], *(["--trainer.max_epochs=1"] if stage[0] == "fit" else [])])
     with Path(f"{RUNS}/digits_synthetic/metadata.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["index"]) for row in rows] == list(range(len(rows)))
+    pool = data(8, 1)
+    pool.setup("fit")
+    assert [int(row["index"]) for row in rows] == list(range(len(pool.unlabeled_set)))
     counts = [sum(row["label"] == str(k) for row in rows) for k in range(5)]
     assert max(counts) - min(counts) <= 1
     with pytest.raises(ValueError, match="num_inference_steps: 1 there, 2 here"):
