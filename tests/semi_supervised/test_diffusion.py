@@ -161,6 +161,22 @@ def test_no_gradient_of_the_diffusion_reaches_the_discriminator(joint: bool) -> 
     assert unlabeled.grad is not None
 
 
+@pytest.mark.parametrize("joint", [False, True])
+def test_the_truth_about_the_pool_has_no_part(joint: bool, tmp_path: Path) -> None:
+    states = []
+    for known in (torch.zeros(96), torch.ones(96)):
+        network = tiny_discriminator()
+        relevance = JointRelevance(network, PULoss(0.5)) if joint else FrozenRelevance(network, 0.5)
+        sgd = partial(torch.optim.SGD, lr=0.1)
+        discriminator = RelevanceDiscriminator(tiny_discriminator(), PULoss(0.5), optimizer=sgd)
+        for module in (tiny_diffusion(relevance=relevance), discriminator):
+            data = toy_data(known=known)
+            toy_trainer(Parts(module, [], data), tmp_path, max_epochs=1).fit(module, datamodule=data)
+            states.append(module.state_dict())
+    for first, second in zip(states[:2], states[2:], strict=True):
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_frozen_discriminator_is_asked_once_per_image(tmp_path: Path) -> None:
     relevance, seen = FrozenRelevance(tiny_discriminator(), 0.5), []
     relevance.network.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
