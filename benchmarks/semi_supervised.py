@@ -1,8 +1,8 @@
 """DWD side by side with what it replaces: the weighted step, the solver, cached against encoded latents.
 
 (a) a diffusion step with a frozen, cached discriminator against a plain diffusion step on the same batch;
-(b) the transformation by 10 steps of DPM-Solver++(2M) on a log-SNR grid against 40 steps of DDIM, at equal spread on a
-    Gaussian whose noise predictor is exact;
+(b) the transformation by 10 steps of DPM-Solver++(2M) on a log-SNR grid against 40 steps of DDIM, and the spread that
+    both leave of a Gaussian whose noise predictor is exact;
 (c) the peers' training steps against FixMatch's;
 (d) a step on latents that are kept against one that encodes its images, with diffusers' `AutoencoderKL`;
 (e) a step in bfloat16, and over half the images, against float32: time, and what autograd keeps.
