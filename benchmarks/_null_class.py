@@ -120,15 +120,17 @@ class NullClass:
         weight, _ = self.module.relevance(images, images, index)
         return float(weight[self.known].mean()), float(weight[~self.known].mean())
 
-    def generated(self, choice: ClassChoice | None, strength: float, scale: float) -> tuple[Tensor, Tensor]:
+    def generated(
+        self, choice: ClassChoice | None, strength: float, scale: float, clip_clean: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """One image for each of the pool, and the classes that they were meant for."""
-        self.module.transformation = Transformation(strength, scale, class_choice=choice)
+        self.module.transformation = Transformation(strength, scale, class_choice=choice, clip_clean=clip_clean)
         parts: Any = self.trainer.predict(self.module, datamodule=self.data)
         return torch.cat([p["images"] for p in parts]), torch.cat([p["label"] for p in parts])
 
-    def samples(self) -> Tensor:
+    def samples(self, clip_clean: bool = False) -> Tensor:
         """Samples of the null class, from noise alone."""
-        return self.generated(FixedClass(CLASSES), 1.0, 1.0)[0]
+        return self.generated(FixedClass(CLASSES), 1.0, 1.0, clip_clean)[0]
 
     def hits(self, scale: float, strength: float = 0.6) -> Tensor:
         """Which images of the pool became one of the class that they were meant for."""
@@ -163,6 +165,13 @@ def measured(seed: int, weighted: bool, label_dropout: float, steps: int) -> dic
         "mean weight of known": weights[0],
         "mean weight of unknown": weights[1],
     }
+    clipped = run.samples(clip_clean=True)
+    row["known share, clipped"] = float((judged(clipped) < CLASSES).float().mean())
+    row["unlike digits, clipped"] = float(unlike_digits(clipped).float().mean())
+    for name, clip_clean in (("", False), (", clipped", True)):
+        images, wanted = run.generated(None, 1.0, 1.5, clip_clean)
+        row[f"class samples unlike digits{name}"] = float(unlike_digits(images).float().mean())
+        row[f"class samples of their class{name}"] = float((judged(images) == wanted).float().mean())
     for scale in SCALES:
         right = run.hits(scale).float()
         row[f"hits at s={scale}"] = float(right.mean())

@@ -32,6 +32,9 @@ class SyntheticImageWriter(BasePredictionWriter):
     `<class>/<index>.png`, one table per batch under `shards/`, and after the last batch `metadata.csv` with a row per
     image. What is already there is not predicted again: its rows are taken out of the batch.
 
+    The settings are the `prediction_settings` of the module, or else its plain hyperparameters, and those of the
+    datamodule if it has any: `OpenSetDataModule` gives a digest of its pool.
+
     Predictions are not collected by the Trainer, so that memory does not grow with their number.
 
     Args:
@@ -45,7 +48,8 @@ class SyntheticImageWriter(BasePredictionWriter):
         - No file is ever half-written under its final name: each is written aside and renamed.
         - An image is in a table only if its file is there.
         - A resumed run ends with the files of an uninterrupted one.
-        - A folder of other settings is refused before anything is predicted.
+        - A folder of other settings, or of another pool of `OpenSetDataModule`, is refused before anything is
+          predicted.
 
     Raises:
         ValueError: If `value_range` does not rise.
@@ -80,7 +84,7 @@ class SyntheticImageWriter(BasePredictionWriter):
         """
         if cast(Any, trainer).fast_dev_run:
             return
-        settings = _settings(pl_module)
+        settings = _settings(pl_module) | getattr(cast(Any, trainer).datamodule, "prediction_settings", {})
         self._range = tuple(settings.get("value_range", self.value_range))
         settings["value_range"] = list(self._range)
         if trainer.is_global_zero:

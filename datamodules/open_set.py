@@ -1,5 +1,6 @@
 """Open-set semi-supervised data from any labelled source."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -164,6 +165,15 @@ class OpenSetDataModule(LightningDataModule):
         if self.unlabeled_set is None:
             raise RuntimeError("OpenSetDataModule is not set up; call setup('fit') first.")
         return float((self.unlabeled_set.known == 1).float().mean())
+
+    @property
+    def prediction_settings(self) -> dict[str, str]:
+        """What tells this pool from another, after `setup`: a digest of its pixels, their order and their range."""
+        images = self._ready(self.unlabeled_set, "predict").images.images
+        low, high = self.source.value_range
+        digest = hashlib.sha256(f"{tuple(images.shape)} {self.source.pixel_maximum} {low:g} {high:g}".encode())
+        digest.update(images.contiguous().numpy())
+        return {"pool": digest.hexdigest()[:16]}
 
     def prepare_data(self) -> None:
         """Lets the sources download what they need."""

@@ -207,7 +207,11 @@ def start_timestep(strength: float, num_train_timesteps: int) -> int:
 
 
 def dpm_solver_2m(
-    predict: Callable[[Tensor, int], Tensor], latents: Tensor, alphas_cumprod: Tensor, timesteps: list[int]
+    predict: Callable[[Tensor, int], Tensor],
+    latents: Tensor,
+    alphas_cumprod: Tensor,
+    timesteps: list[int],
+    clean_range: tuple[float, float] | None = None,
 ) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) along the probability flow to the clean image.
 
@@ -219,6 +223,7 @@ def dpm_solver_2m(
         latents: Latents at the first timestep, `(B, C, H, W)`, float32.
         alphas_cumprod: The schedule's `alpha_bar_t`, `(T,)`.
         timesteps: Falling timesteps, at least one.
+        clean_range: Range to which each prediction of the clean image is clipped; None for none.
 
     Returns:
         Clean latents `(B, C, H, W)`.
@@ -229,6 +234,8 @@ def dpm_solver_2m(
     previous, previous_gap = latents, math.inf
     for i, timestep in enumerate(timesteps):
         clean: Tensor = (latents - noise[i] * predict(latents, timestep)) / signal[i]
+        if clean_range is not None:
+            clean = clean.clamp(*clean_range)
         if i == len(timesteps) - 1:
             return clean
         gap = half_log_snr[i + 1] - half_log_snr[i]

@@ -24,18 +24,33 @@ class ClassTransformationPipeline(DiffusionPipeline):  # type: ignore[misc]  # d
         vae: `AutoencoderKL` if the diffusion runs on latents, else None.
         low: Lower end of the pixels, to which the result is clipped.
         high: Upper end of the pixels.
+        clip_clean: Whether every step's estimate of the clean image is clipped to `[low, high]` too, not only the
+            result. It keeps small networks from speckle where they start from noise alone. Pixels only.
 
     Guarantees:
         - Strength 0 returns the images unchanged; strength 1 starts from noise alone.
         - With one generator per image, the result does not depend on how images are batched.
+
+    Raises:
+        ValueError: If `clip_clean` meets a `vae`: latents have no range.
     """
 
     _optional_components = ["vae"]  # noqa: RUF012  diffusers adds this to a list
 
-    def __init__(self, unet: Any, scheduler: Any, vae: Any = None, low: float = -1.0, high: float = 1.0) -> None:
+    def __init__(
+        self,
+        unet: Any,
+        scheduler: Any,
+        vae: Any = None,
+        low: float = -1.0,
+        high: float = 1.0,
+        clip_clean: bool = False,
+    ) -> None:
         super().__init__()
+        if clip_clean and vae is not None:
+            raise ValueError("clip_clean=True clips pixels, but the diffusion runs on latents; leave it False.")
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
-        self.register_to_config(low=low, high=high)
+        self.register_to_config(low=low, high=high, clip_clean=clip_clean)
 
     @property
     def null_class(self) -> int:
@@ -77,13 +92,14 @@ class ClassTransformationPipeline(DiffusionPipeline):  # type: ignore[misc]  # d
         noise = _noise(sources, generator)
         alpha_bar = 0.0 if strength == 1 else float(self.scheduler.alphas_cumprod[start])
         latents = (alpha_bar**0.5 * sources + (1 - alpha_bar) ** 0.5 * noise).float()
+        clean_range = (self.config.low, self.config.high) if self.config.clip_clean else None
         with self.progress_bar(total=len(timesteps)) as bar:
 
             def predict(x: Tensor, timestep: int) -> Tensor:
                 bar.update()
                 return self._predict(x, timestep, class_labels, guidance_scale)
 
-            latents = dpm_solver_2m(predict, latents, self.scheduler.alphas_cumprod, timesteps)
+            latents = dpm_solver_2m(predict, latents, self.scheduler.alphas_cumprod, timesteps, clean_range)
         return decode(self.vae, latents).float().clamp(self.config.low, self.config.high)
 
     def _predict(self, latents: Tensor, timestep: int, labels: Tensor, guidance_scale: float) -> Tensor:

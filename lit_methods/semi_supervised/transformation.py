@@ -21,6 +21,7 @@ class Transformation(nn.Module):
         class_choice: Target class of each image; None for `RandomBalanced(seed)`.
         value_range: Lower and upper end of the pixels: the `value_range` of the data.
         seed: Seed of the noise, which depends on it and on the image's index alone.
+        clip_clean: Whether every step's estimate of the clean image is clipped to `value_range`; pixels only.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -34,6 +35,7 @@ class Transformation(nn.Module):
         class_choice: ClassChoice | None = None,
         value_range: tuple[float, float] = (-1.0, 1.0),
         seed: int = 0,
+        clip_clean: bool = False,
     ) -> None:
         super().__init__()
         start_timestep(strength, 1)
@@ -43,7 +45,7 @@ class Transformation(nn.Module):
             raise ValueError(f"value_range={tuple(value_range)} must rise, as in (-1.0, 1.0).")
         self.strength, self.guidance_scale, self.num_inference_steps = strength, guidance_scale, num_inference_steps
         self.class_choice = RandomBalanced(seed) if class_choice is None else class_choice
-        self.value_range, self.seed = (value_range[0], value_range[1]), seed
+        self.value_range, self.seed, self.clip_clean = (value_range[0], value_range[1]), seed, clip_clean
 
     def forward(
         self, pipeline: Any, images: Tensor, labels: Tensor, index: Tensor, strength: float | None = None
@@ -74,5 +76,6 @@ class Transformation(nn.Module):
             "class_choice": type(self.class_choice).__name__,
             "value_range": list(self.value_range),
             "seed": self.seed,
+            "clip_clean": self.clip_clean,
             "weights": digest.hexdigest()[:16],
         } | {f"class_choice.{name}": value for name, value in self.class_choice.settings().items()}

@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_methods.callbacks import SyntheticImageWriter
 from lit_methods.callbacks import synthetic_image_writer as home
+from lit_methods.datamodules import DigitsDataModule, OpenSetDataModule
+from lit_methods.datamodules.image_folder import read_synthetic
 from tests.battery.trainers import toy_trainer
 from tests.entries.toys import Parts
 from tests.gloo import GlooPool, ddp_trainer_kwargs
@@ -153,6 +155,38 @@ def test_folder_of_other_settings_is_refused_before_anything_is_predicted(tmp_pa
     (tmp_path / "out" / "settings.json").unlink()
     with pytest.raises(ValueError, match=r"has images but no settings\.json"):
         _predict(tmp_path / "out")
+
+
+def test_another_pool_is_refused(tmp_path: Path) -> None:
+    def predict(**arguments: Any) -> Painter:
+        settings = {"labels_per_class": 10, "mismatch": 0.75, "batch_size": 512} | arguments
+        value_range = settings.pop("value_range", (-1.0, 1.0))
+        data = OpenSetDataModule(DigitsDataModule(value_range=value_range), range(5), **settings)
+        module, writer = Painter(), SyntheticImageWriter(tmp_path / "out", value_range=(0.0, 100.0))
+        toy_trainer(Parts(module, [writer], data), tmp_path).predict(module, datamodule=data)
+        return module
+
+    whole = len(predict().asked)
+    before = _content(tmp_path / "out")
+    assert len(_table(tmp_path / "out")) == whole > 800
+    assert predict(batch_size=300, unlabeled_ratio=2, steps_per_epoch=3).asked == []
+    for other in ({"split_seed": 1}, {"mismatch": 0.5}, {"labels_per_class": 9}, {"value_range": (0.0, 1.0)}):
+        with pytest.raises(ValueError, match=r"holds images of other settings \(pool: \w{16} there, \w{16} here\)"):
+            predict(**other)
+    assert _content(tmp_path / "out") == before
+
+
+def test_one_image_of_each_source_in_balanced_classes(tmp_path: Path) -> None:
+    """Card section 8, item 11: as many as the pool has, and what comes back from the folder is what was predicted."""
+    module, data = tiny_diffusion(), toy_data()
+    writer = SyntheticImageWriter(tmp_path / "out", keep_predictions=True)
+    made = toy_trainer(Parts(module, [writer], data), tmp_path).predict(module, datamodule=data)
+    pictures, labels = read_synthetic(tmp_path / "out", (1, 4, 4))
+    assert len(labels) == len(data.pool)
+    assert torch.bincount(labels).tolist() == [48, 48]
+    assert torch.equal(labels, torch.cat([part["label"] for part in made]))
+    expected = (torch.cat([part["images"] for part in made]) + 1) / 2 * 255
+    assert float((pictures - expected).abs().max()) <= 0.5 + 1e-4
 
 
 def test_other_weights_are_other_settings(tmp_path: Path) -> None:

@@ -121,6 +121,32 @@ def test_permuted_pool_gives_the_same_loss_and_gradient() -> None:
         weighted_diffusion_loss(labeled, unlabeled, weight[:5])
 
 
+def test_equal_weights_have_the_gradient_of_the_plain_mean_bit_for_bit() -> None:
+    def gradients(weight: float) -> tuple[Tensor, ...]:
+        errors = torch.rand(5, requires_grad=True), torch.rand(7, requires_grad=True)
+        return torch.autograd.grad(weighted_diffusion_loss(*errors, torch.full((7,), weight)), errors)
+
+    plain = torch.rand(12, requires_grad=True)
+    (expected,) = torch.autograd.grad(plain.mean(), [plain])
+    assert torch.equal(torch.cat(gradients(1.0)), expected)
+    labeled, unlabeled = gradients(0.0)
+    assert torch.equal(labeled, expected[:5])
+    assert torch.equal(unlabeled, torch.zeros(7))
+
+
+def test_cached_weights_follow_their_images_in_any_order() -> None:
+    network, pool = tiny_discriminator(), toy_images(8, 96)[2]
+    relevance, weight = FrozenRelevance(network, 0.25), RelevanceWeight(0.25)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(6):
+        index = torch.randint(96, (40,), generator=generator)
+        found, _ = relevance(pool[:8], pool[index], index)
+        with torch.no_grad():
+            expected = weight(network(pool[index]).flatten())
+        torch.testing.assert_close(found, expected)
+        assert found.std() > 0.1
+
+
 @pytest.mark.parametrize("joint", [False, True])
 def test_no_gradient_of_the_diffusion_reaches_the_discriminator(joint: bool) -> None:
     network = tiny_discriminator()
@@ -133,6 +159,22 @@ def test_no_gradient_of_the_diffusion_reaches_the_discriminator(joint: bool) -> 
     weighted_diffusion_loss(torch.rand(8), unlabeled, weight).backward()
     assert all(p.grad is None for p in network.parameters())
     assert unlabeled.grad is not None
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_the_truth_about_the_pool_has_no_part(joint: bool, tmp_path: Path) -> None:
+    states = []
+    for known in (torch.zeros(96), torch.ones(96)):
+        network = tiny_discriminator()
+        relevance = JointRelevance(network, PULoss(0.5)) if joint else FrozenRelevance(network, 0.5)
+        sgd = partial(torch.optim.SGD, lr=0.1)
+        discriminator = RelevanceDiscriminator(tiny_discriminator(), PULoss(0.5), optimizer=sgd)
+        for module in (tiny_diffusion(relevance=relevance), discriminator):
+            data = toy_data(known=known)
+            toy_trainer(Parts(module, [], data), tmp_path, max_epochs=1).fit(module, datamodule=data)
+            states.append(module.state_dict())
+    for first, second in zip(states[:2], states[2:], strict=True):
+        assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_frozen_discriminator_is_asked_once_per_image(tmp_path: Path) -> None:

@@ -30,7 +30,9 @@ def test_command_for_all_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         main([*stage, *fast[stage[0]], *(["--trainer.max_epochs=1"] if stage[0] == "fit" else [])])
     with Path(f"{RUNS}/digits_synthetic/metadata.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["index"]) for row in rows] == list(range(len(rows)))
+    pool = data(8, 1)
+    pool.setup("fit")
+    assert [int(row["index"]) for row in rows] == list(range(len(pool.unlabeled_set)))
     counts = [sum(row["label"] == str(k) for row in rows) for k in range(5)]
     assert max(counts) - min(counts) <= 1
     with pytest.raises(ValueError, match="num_inference_steps: 1 there, 2 here"):
@@ -75,5 +77,10 @@ def test_weights_turn_the_null_class_from_the_pool_to_the_known_classes() -> Non
     assert composition[1] > 2 * composition[0]
     assert shares[1.5] >= 0.8
     assert shares[1.0] < shares[1.5] < shares[3.0]
+    rising = [float(weighted.hits(1.0, strength).float().mean()) for strength in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)]
+    print(f"hits by strength {rising}")
+    assert rising[0] == pytest.approx(PRIOR / 5, abs=0.03)  # the sources themselves
+    assert rising[1] + 0.2 < rising[2] < rising[3]
+    assert rising[4:] == pytest.approx([rising[3]] * 2, abs=0.15)
     of_known, of_unknown = (hits[3.0][which].float().mean() for which in (weighted.known, ~weighted.known))
     assert float(of_known) == pytest.approx(float(of_unknown), abs=0.1)

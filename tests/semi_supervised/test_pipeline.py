@@ -66,6 +66,50 @@ def test_partial_reversal_keeps_the_spread_of_a_gaussian(steps: int, tolerance: 
     assert float(found.std()) == pytest.approx(0.5, abs=tolerance + 0.004)
 
 
+def _exact_noise(x: Tensor, timestep: int, mean: float = 2.0, std: float = 0.5) -> Tensor:
+    alpha_bar = SCHEDULE.alphas_cumprod.double()[timestep]
+    return (1 - alpha_bar).sqrt() * (x - alpha_bar.sqrt() * mean) / (alpha_bar * std**2 + 1 - alpha_bar)
+
+
+def _second_order(x: Tensor, grid: list[int]) -> Tensor:
+    return dpm_solver_2m(_exact_noise, x, SCHEDULE.alphas_cumprod, grid)
+
+
+def _first_order(x: Tensor, grid: list[int]) -> Tensor:
+    """DDIM, written out."""
+    alpha_bar = [float(SCHEDULE.alphas_cumprod[t]) for t in grid] + [1.0]
+    for timestep, here, there in zip(grid, alpha_bar, alpha_bar[1:], strict=False):
+        noise = _exact_noise(x, timestep)
+        clean = (x - (1 - here) ** 0.5 * noise) / here**0.5
+        x = there**0.5 * clean + (1 - there) ** 0.5 * noise
+    return x
+
+
+def test_spreads_are_those_of_the_card() -> None:
+    """With exact noise of a Gaussian a solver is an affine map, so that its slope gives the spread without sampling."""
+    even, log_snr = [60 * i - 1 for i in range(10, 0, -1)], log_snr_timesteps(SCHEDULE.alphas_cumprod, 599, 10)
+    start = float(SCHEDULE.alphas_cumprod[599])
+    found = {}
+    for solver in (_second_order, _first_order):
+        for name, grid in (("log-SNR", log_snr), ("even", even)):
+            ends = solver(torch.tensor([0.0, 1.0], dtype=torch.float64), grid)
+            found[solver.__name__, name] = float(ends[1] - ends[0]) * (start * 0.25 + 1 - start) ** 0.5
+    assert list(found.values()) == pytest.approx([0.508, 0.463, 0.425, 0.417], abs=0.008), found
+
+
+@pytest.mark.parametrize(("strength", "card"), [(0.1, -1.31), (0.3, 0.51), (0.6, 1.69), (1.0, 1.98)])
+def test_irrelevant_mean_ends_where_the_exact_flow_takes_it(strength: float, card: float) -> None:
+    start = start_timestep(strength, 1000)
+    alpha_bar = float(SCHEDULE.alphas_cumprod[start])
+    signal = 0.0 if strength == 1 else alpha_bar**0.5
+    spread = 0.5 / (alpha_bar * 0.25 + 1 - alpha_bar) ** 0.5
+    exact = 2.0 + spread * (signal * -2.0 - alpha_bar**0.5 * 2.0)
+    source = torch.tensor([-2.0 * signal], dtype=torch.float64)
+    found = float(_second_order(source, log_snr_timesteps(SCHEDULE.alphas_cumprod, start, 10)))
+    assert found == pytest.approx(exact, abs=0.016)
+    assert exact == pytest.approx(card, abs=0.02)
+
+
 def test_log_snr_grid_keeps_more_spread_than_a_time_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     def even(alphas_cumprod: Tensor, start: int, steps: int) -> list[int]:
         return torch.linspace(start, 0, steps).round().long().tolist()
@@ -152,6 +196,35 @@ def test_result_is_clipped() -> None:
     pipeline = _quiet(ClassTransformationPipeline(tiny_unet(), SCHEDULE, low=-0.1, high=0.1))
     found = pipeline(torch.randn(2, 1, 4, 4), _classes(2))
     assert (float(found.min()), float(found.max())) == pytest.approx((-0.1, 0.1))
+
+
+def test_estimates_of_the_clean_image_are_clipped_on_request(tmp_path: Path) -> None:
+    unet, labels, seen = tiny_unet(), torch.tensor([0, 1]), []
+    start = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(2))
+    grid = log_snr_timesteps(SCHEDULE.alphas_cumprod, 999, 2)
+    (a, b), (s, r) = (x[grid].sqrt().tolist() for x in (SCHEDULE.alphas_cumprod, 1 - SCHEDULE.alphas_cumprod))
+    with torch.no_grad():
+        estimate = (start - s * unet(start, grid[0], class_labels=labels).sample) / a
+    assert float(estimate.abs().max()) > 10
+    unet.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    for clip in (False, True):
+        pipeline = _quiet(ClassTransformationPipeline(unet, SCHEDULE, low=-0.5, high=0.5, clip_clean=clip))
+        pipeline(torch.zeros(2, 1, 4, 4), labels, 1.0, 1.0, 2, torch.Generator().manual_seed(2))
+        used = estimate.clamp(-0.5, 0.5) if clip else estimate
+        torch.testing.assert_close(seen[-2], start)
+        torch.testing.assert_close(seen[-1], b * used + r * (start - a * used) / s, rtol=1e-3, atol=1e-3)
+
+    _tiny(clip_clean=True).save_pretrained(tmp_path)
+    assert ClassTransformationPipeline.from_pretrained(tmp_path).config.clip_clean
+    inside = _normal(2.0, 0.5, 50)
+    pair = [
+        _quiet(ClassTransformationPipeline(GaussianPredictor([2.0, 2.0], 0.5), SCHEDULE, **WIDE, clip_clean=clip))
+        for clip in (False, True)
+    ]
+    a, b = (p(inside, _classes(50), 0.6, 1.0, generator=torch.Generator().manual_seed(1)) for p in pair)
+    assert torch.equal(a, b), "a range that is not reached changes nothing"
+    with pytest.raises(ValueError, match="clip_clean=True clips pixels, but the diffusion runs on latents"):
+        _tiny(vae=torch.nn.Identity(), clip_clean=True)
 
 
 def test_saved_pipeline_gives_the_same_images(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Each strategy's loss against sums written out image by image, in float64 where it matters."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -259,8 +260,18 @@ def test_fix_a_step_mixes_labelled_with_guessed_images() -> None:
     plain = FixMatch(threshold=0.6).losses(step)
     assert float(losses.labeled) == pytest.approx(labeled)
     assert float(losses.unlabeled) == pytest.approx(float(plain.unlabeled))
-    with pytest.raises(ValueError, match="base=OpenMatch needs hard labels"):
-        FixAStep(OpenMatch())
+    for base in (OpenMatch(), IOMatch(), Supervised()):
+        with pytest.raises(ValueError, match=f"base={type(base).__name__} needs hard labels"):
+            FixAStep(base)
+
+
+@pytest.mark.parametrize("base", [FixMatch(), MixMatch()], ids=lambda base: type(base).__name__)
+def test_bases_of_fix_a_step_use_the_soft_targets_alone(base: Strategy) -> None:
+    step = _step(base, targets=torch.full((4, K), 1 / K, dtype=torch.float64))
+    other = replace(step, labels=(step.labels + 1) % K, generator=torch.Generator())
+    assert torch.equal(base.losses(step).labeled, base.losses(other).labeled)
+    sure = replace(step, targets=nn.functional.one_hot(step.labels, K).double(), generator=torch.Generator())
+    assert not torch.allclose(base.losses(sure).labeled, base.losses(other).labeled)
 
 
 def test_gradients_agree_by_the_sign_of_the_whole_inner_product() -> None:

@@ -227,8 +227,10 @@ class DiscriminatorWeightedDiffusion(LightningModule):
         """The transformation with the moving average, as a diffusers pipeline to call or to save."""
         from lit_methods.semi_supervised.pipeline import ClassTransformationPipeline
 
-        low, high = self.transformation.value_range
-        pipeline = ClassTransformationPipeline(self.ema.network, self.noise_scheduler, self.autoencoder, low, high)
+        (low, high), clip_clean = self.transformation.value_range, self.transformation.clip_clean
+        pipeline = ClassTransformationPipeline(
+            self.ema.network, self.noise_scheduler, self.autoencoder, low, high, clip_clean
+        )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

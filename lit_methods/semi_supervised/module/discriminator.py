@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -40,6 +41,7 @@ class RelevanceDiscriminator(LightningModule):
         seed: Seed of the augmentation.
         selection_file: JSON file that prediction over the whole pool writes: its size as `pool` and the `positions` of
             the images scored above one half. `OpenSetDataModule(pool_file=...)` reads it. None writes nothing.
+        pretrained: Whether `network` comes trained, so that `selection_file` needs neither a fit nor a checkpoint.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class RelevanceDiscriminator(LightningModule):
         scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
         selection_file: str | Path | None = None,
+        pretrained: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters({"alpha": alpha, "seed": seed, "prior": loss.prior, "balanced": loss.balanced})
@@ -61,6 +64,7 @@ class RelevanceDiscriminator(LightningModule):
         self._val_logits, self._val_known = CatMetric(), CatMetric()
         self.selection_file = selection_file
         self._pool_logits, self._pool_index = CatMetric(), CatMetric()
+        self._trained = pretrained
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(B,)` of images `(B, C, H, W)`."""
@@ -75,6 +79,7 @@ class RelevanceDiscriminator(LightningModule):
         if self.augmentation is not None:
             with seeded(self.device, self._seed, self.trainer.fit_loop.total_batch_idx, self.global_rank):
                 images = self.augmentation(images)
+        self._trained = True
         logits = self(images)
         loss = cast(Tensor, self.loss(logits[: len(labeled)], logits[len(labeled) :]))
         weight = self.weight(logits[len(labeled) :].detach())
@@ -118,6 +123,23 @@ class RelevanceDiscriminator(LightningModule):
         """Logs `test/recall`, the share of labelled test images scored above one half."""
         recall = (self(batch[0]) > 0).float().mean()
         self.log("test/recall", recall, sync_dist=True, batch_size=len(batch[0]))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes a checkpoint after at least one step for trained weights."""
+        self._trained = self._trained or checkpoint.get("global_step", 0) > 0
+
+    def on_predict_start(self) -> None:
+        """Refuses to write a choice by untrained weights.
+
+        Raises:
+            MisconfigurationException: If there is a `selection_file`, but no step was taken, no checkpoint read,
+                `network` is not `pretrained`, and this is no `fast_dev_run`.
+        """
+        if self.selection_file is not None and not self._trained and not cast(Any, self.trainer).fast_dev_run:
+            raise MisconfigurationException(
+                "The discriminator is untrained and would choose at random; pass the checkpoint of a fit as ckpt_path "
+                "(--ckpt_path FILE on the command line), or pretrained=True where `network` comes trained."
+            )
 
     def predict_step(self, batch: Unlabeled, batch_idx: int) -> dict[str, Tensor]:
         """Position, logit and weight of each image of the pool, each `(B,)`."""

@@ -25,6 +25,8 @@ class Supervised(Strategy):
         ValueError: If it is out of its range.
     """
 
+    takes_soft_targets = False
+
     def __init__(self, label_smoothing: float = 0.0) -> None:
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing={label_smoothing} must lie in [0, 1).")
