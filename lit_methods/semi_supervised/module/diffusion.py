@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from lit_methods.errors import check_strategy
 from lit_methods.logging import log_figure
 from lit_methods.semi_supervised.batches import (
     OpenSetBatch,
@@ -134,6 +135,14 @@ class DiscriminatorWeightedDiffusion(LightningModule):
         if self.autoencoder is not None:
             self.autoencoder.eval()
         return self
+
+    def setup(self, stage: str) -> None:
+        """Refuses strategies that shard: the moving average reads whole parameters.
+
+        Raises:
+            MisconfigurationException: If the strategy is one of them.
+        """
+        check_strategy(self.trainer, "DiscriminatorWeightedDiffusion keeps a moving average of whole ones")
 
     def on_fit_start(self) -> None:
         """Starts the weights and the draws afresh, unless a checkpoint brought them."""
