@@ -340,10 +340,12 @@ class DiscriminatorWeightedDiffusion(LightningModule):
     def _step_both(self, discriminator_loss: Tensor, loss: Tensor) -> None:
         settings: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True, "batch_size": 1}
         self.log("train/loss_discriminator", discriminator_loss, **settings)
-        optimizers = cast(list[LightningOptimizer], self.optimizers())
-        for optimizer, value in ((optimizers[1], discriminator_loss), (optimizers[0], loss)):
+        optimizers = cast(list[LightningOptimizer], self.optimizers())[::-1]
+        for optimizer in optimizers:
             optimizer.zero_grad()
-            self.manual_backward(value)
+        # The two share no parameter; DDP waits for the gradients of all of them in one backward pass.
+        self.manual_backward(discriminator_loss + loss)
+        for optimizer in optimizers:
             optimizer.step()
         self.ema.update(self.unet)
         if (scheduler := self.lr_schedulers()) is not None:
