@@ -117,7 +117,7 @@ class DataWeighting(Callback):
         check_lightning(pl_module)
         if stage != "fit":
             return
-        check_strategy(trainer, "the look-ahead of DataWeighting moves whole ones")
+        check_strategy(trainer, "DataWeighting looks ahead by moving whole ones")
         self._restored = self._losses = self._run = self._result = None
         self._saved, self._probed = {}, False
         self.hypergradient.reset()

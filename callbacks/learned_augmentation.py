@@ -106,7 +106,7 @@ class LearnedAugmentation(Callback):
         check_lightning(pl_module)
         if stage != "fit":
             return
-        check_strategy(trainer, "the look-ahead of LearnedAugmentation moves whole ones")
+        check_strategy(trainer, "LearnedAugmentation looks ahead by moving whole ones")
         self._forget()
         self.hypergradient.reset()
         self.augmenter.load_state_dict(self._initial)

@@ -23,12 +23,12 @@ def check_lightning(pl_module: object) -> None:
         raise TypeError(f"{type(pl_module).__name__} is no LightningModule of lightning.pytorch. {IMPORT_HINT}")
 
 
-def check_strategy(trainer: Trainer, need: str) -> None:
+def check_strategy(trainer: Trainer, reason: str) -> None:
     """Refuses strategies that shard parameters.
 
     Args:
         trainer: The Trainer.
-        need: Who needs whole parameters, and what for: the second half of the sentence.
+        reason: Who needs whole parameters in each process, and what for: the second half of the sentence.
 
     Raises:
         MisconfigurationException: Under FSDP, DeepSpeed and other strategies than one device and DDP.
@@ -36,6 +36,6 @@ def check_strategy(trainer: Trainer, need: str) -> None:
     strategy = trainer.strategy
     if isinstance(strategy, DeepSpeedStrategy) or not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
         raise MisconfigurationException(
-            f"strategy={type(strategy).__name__} may shard parameters, but {need}. Train on one device or with"
+            f"strategy={type(strategy).__name__} may shard parameters, but {reason}. Run on one device or with"
             " strategy='ddp'."
         )

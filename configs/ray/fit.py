@@ -13,8 +13,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-import ray.train
-from ray.train.torch import TorchTrainer
+import ray.train  # type: ignore[import-not-found, unused-ignore]  # Ray is no dependency
+from ray.train.torch import TorchTrainer  # type: ignore[import-not-found, unused-ignore]
 
 from lit_methods.bundled import find_configs
 
