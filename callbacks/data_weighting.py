@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import LBFGS
 
-from lit_methods.data_manipulation.guards import check_optimizer, check_strategy, count_labels, validation_loader
+from lit_methods.data_manipulation.guards import check_optimizer, count_labels, validation_loader
 from lit_methods.data_manipulation.hypergradient import Hypergradient
 from lit_methods.data_manipulation.lookahead import OptimizerStep
 from lit_methods.data_manipulation.problem import random_state_kept
@@ -22,7 +22,7 @@ from lit_methods.data_manipulation.reduction import ATTRIBUTE, PerSampleLosses, 
 from lit_methods.data_manipulation.run import Reading, WeightingRun
 from lit_methods.data_manipulation.strategies import LearnedWeights, WeightingStrategy
 from lit_methods.data_manipulation.validation import batch_mover
-from lit_methods.errors import check_lightning
+from lit_methods.errors import check_lightning, check_strategy
 
 
 class DataWeighting(Callback):
@@ -117,7 +117,7 @@ class DataWeighting(Callback):
         check_lightning(pl_module)
         if stage != "fit":
             return
-        check_strategy(trainer)
+        check_strategy(trainer, "DataWeighting looks ahead by moving whole ones")
         self._restored = self._losses = self._run = self._result = None
         self._saved, self._probed = {}, False
         self.hypergradient.reset()

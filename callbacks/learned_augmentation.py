@@ -13,7 +13,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from lit_methods.data_manipulation.augmenter import MaskedLMAugmenter
-from lit_methods.data_manipulation.guards import check_optimizer, check_strategy, validation_loader
+from lit_methods.data_manipulation.guards import check_optimizer, validation_loader
 from lit_methods.data_manipulation.hypergradient import Hypergradient
 from lit_methods.data_manipulation.lookahead import OptimizerStep, PlainGradient
 from lit_methods.data_manipulation.problem import ModesKept, Problem, random_state_kept
@@ -21,7 +21,7 @@ from lit_methods.data_manipulation.processes import average, is_distributed
 from lit_methods.data_manipulation.reduction import PerSampleLosses
 from lit_methods.data_manipulation.soft_words import SoftEmbedding, SoftWords, word_embedding
 from lit_methods.data_manipulation.validation import ValidationStream, batch_mover
-from lit_methods.errors import check_lightning
+from lit_methods.errors import check_lightning, check_strategy
 
 
 class LearnedAugmentation(Callback):
@@ -106,7 +106,7 @@ class LearnedAugmentation(Callback):
         check_lightning(pl_module)
         if stage != "fit":
             return
-        check_strategy(trainer)
+        check_strategy(trainer, "LearnedAugmentation looks ahead by moving whole ones")
         self._forget()
         self.hypergradient.reset()
         self.augmenter.load_state_dict(self._initial)

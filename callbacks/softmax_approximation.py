@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lit_methods.errors import check_lightning
+from lit_methods.errors import check_lightning, check_strategy
 from lit_methods.logging import log_table
 from lit_methods.softmax_approximation.approximation import Approximation
 from lit_methods.softmax_approximation.attachment import Attachment, check_model
@@ -24,7 +24,6 @@ from lit_methods.softmax_approximation.registry import as_codec
 from lit_methods.softmax_approximation.selection import choose_codec
 
 AUTO = "auto"
-SHARDED = ("FSDP", "ModelParallel", "DeepSpeed")
 
 
 class SoftmaxApproximation(Callback):
@@ -102,12 +101,7 @@ class SoftmaxApproximation(Callback):
         check_lightning(pl_module)
         if stage != "fit":
             return
-        strategy = type(trainer.strategy).__name__
-        if strategy.startswith(SHARDED):
-            raise MisconfigurationException(
-                f"strategy {strategy} shards the model and wraps its modules, which the routes into attention do not"
-                " follow. Train with DDP, or with the strategy's own activation checkpointing."
-            )
+        check_strategy(trainer, "SoftmaxApproximation reaches attention in unwrapped modules of whole ones")
         self._approximation = Approximation(copy.deepcopy(self.codec))
         self._backed_off, self._reported, self._measured, self.coverage = None, False, -1, None
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lit_methods.errors import check_lightning
+from lit_methods.errors import check_lightning, check_strategy
 from lit_methods.federated.distillation import WeightSelection, select_weights
 from lit_methods.federated.functional import (
     SpectralLayout,
@@ -77,23 +75,22 @@ class SpectralDistillation(Callback):
         self._waiting: RemovableHandle | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forgets the spectrum of an earlier fit; a checkpoint's is loaded after this."""
+        """Forgets the spectrum of an earlier fit; a checkpoint's is loaded after this.
+
+        Raises:
+            MisconfigurationException: If the strategy shards parameters.
+        """
         check_lightning(pl_module)
         if stage == "fit":
+            check_strategy(trainer, "SpectralDistillation compares the spectra of whole ones")
             self.distribution = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Works out the teacher's spectrum, unless a checkpoint has brought it.
 
         Raises:
-            MisconfigurationException: If the strategy shards parameters.
             ValueError: If the teacher's parameters are not named and shaped as the module's.
         """
-        if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
-            raise MisconfigurationException(
-                f"SpectralDistillation needs whole parameters in each process, which {type(trainer.strategy).__name__} "
-                "does not keep. Use a single device or strategy='ddp'."
-            )
         student = pl_module.get_submodule(self.submodule)
         model = ModelLayout.of(student)
         self._model = model.select(select_weights(model, self.selection))

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from lit_methods.errors import check_lightning
+from lit_methods.errors import check_lightning, check_strategy
 
 _COLUMNS = ("file", "index", "label", "strength")
 _NEEDED = ("images", "label", "index")
@@ -74,8 +74,14 @@ class SyntheticImageWriter(BasePredictionWriter):
         self._shard = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses a module of another Lightning."""
+        """Refuses a module of another Lightning, and strategies that shard.
+
+        Raises:
+            MisconfigurationException: If the strategy is one of them.
+        """
         check_lightning(pl_module)
+        if stage == "predict":
+            check_strategy(trainer, "SyntheticImageWriter skips what is written, where other processes would wait")
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses a folder of other settings, reads what is there, and lets `predict_step` skip it.

@@ -12,7 +12,7 @@ from lit_methods.differential_privacy.budget import check_budget
 from lit_methods.differential_privacy.factorization import BandedSquareRoot, Factorization
 from lit_methods.differential_privacy.user_level import UserLevelRounds
 from lit_methods.differential_privacy.workload import Workload
-from lit_methods.errors import check_lightning
+from lit_methods.errors import check_lightning, check_strategy
 
 
 class UserLevelNoise(Callback):
@@ -74,6 +74,7 @@ class UserLevelNoise(Callback):
                 f"UserLevelNoise adds noise where a server averages clients, but {type(pl_module).__name__} has no"
                 " `aggregation` that does so. For the privacy of single examples use BandedSquareRootNoise."
             )
+        check_strategy(trainer, "UserLevelNoise adds noise to whole updates")
         if trainer.world_size > 1:
             raise MisconfigurationException(
                 f"UserLevelNoise adds the noise in one process, but the Trainer has {trainer.world_size}: each would"

@@ -8,27 +8,12 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 Reader = Callable[[Any], Tensor]
 LABEL_KEYS = ("label", "labels")
-
-
-def check_strategy(trainer: Trainer) -> None:
-    """Refuses strategies that shard parameters.
-
-    Raises:
-        MisconfigurationException: Under FSDP, DeepSpeed and other strategies than one device and DDP.
-    """
-    strategy = trainer.strategy
-    if isinstance(strategy, DeepSpeedStrategy) or not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
-        raise MisconfigurationException(
-            f"strategy={type(strategy).__name__} may shard parameters, but the look-ahead moves whole ones."
-            " Train on one device or with strategy='ddp'."
-        )
 
 
 def validation_loader(trainer: Trainer, given: Iterable[Any] | None, remedy: str) -> Iterable[Any]:

@@ -12,10 +12,11 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
 )
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
+
+from lit_methods.errors import check_strategy
 
 
 def check_trainer(trainer: Trainer, allow_limited_batches: bool = False) -> None:
@@ -28,6 +29,7 @@ def check_trainer(trainer: Trainer, allow_limited_batches: bool = False) -> None
     Raises:
         MisconfigurationException: On fp16, gradient clipping, limits, reloading, finders, or strategies that shard.
     """
+    check_strategy(trainer, "BandedSquareRootNoise takes per-sample gradients of whole ones")
     flags: Any = trainer  # set by Lightning's connectors, unseen by type checkers
     if str(trainer.precision).startswith("16"):
         raise MisconfigurationException(
@@ -62,15 +64,11 @@ def check_trainer(trainer: Trainer, allow_limited_batches: bool = False) -> None
                 "GradientAccumulationScheduler changes the batch size during the run, which the noise was not planned"
                 " for. Use Trainer(accumulate_grad_batches=...) with one value."
             )
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-        raise MisconfigurationException(
-            f"strategy {type(trainer.strategy).__name__} shards or copies parameters in a way that per-sample"
-            " gradients do not follow. Use strategy='auto' on one device, or 'ddp'."
-        )
     if trainer.world_size > 1 and flags._accelerator_connector.use_distributed_sampler:
         raise MisconfigurationException(
             "use_distributed_sampler=True lets Lightning shuffle the data anew in each epoch. Pass"
-            " Trainer(use_distributed_sampler=False): the privacy callback shares each batch out over the processes."
+            " Trainer(use_distributed_sampler=False), --trainer.use_distributed_sampler=false on the command line: the"
+            " privacy callback shares each batch out over the processes."
         )
     if trainer.max_epochs == -1 and trainer.max_steps == -1:
         raise MisconfigurationException(

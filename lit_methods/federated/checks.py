@@ -2,7 +2,6 @@
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
 
 
@@ -43,13 +42,8 @@ def check_trainer(trainer: Trainer) -> None:
     """Checks the flags of a Trainer.
 
     Raises:
-        MisconfigurationException: If it shards models, accumulates gradients or scales losses.
+        MisconfigurationException: If it accumulates gradients or scales losses.
     """
-    if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
-        raise MisconfigurationException(
-            f"FederatedModule shares clients out by itself; {type(trainer.strategy).__name__} would cut up the models "
-            "instead. Use a single device or strategy='ddp'."
-        )
     if trainer.accumulate_grad_batches != 1:
         raise MisconfigurationException(
             f"accumulate_grad_batches={trainer.accumulate_grad_batches} would average rounds; raise participation for "

@@ -10,6 +10,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from lit_methods.errors import check_strategy
 from lit_methods.federated.aggregation import Aggregation, WeightedMean
 from lit_methods.federated.automatic import AutomaticBackend
 from lit_methods.federated.checks import check_arguments, check_trainer, cohort_size
@@ -135,11 +136,12 @@ class FederatedModule(LightningModule):
         return cast(Tensor, self.network(inputs))
 
     def setup(self, stage: str) -> None:
-        """Refuses trainer flags that rounds have no meaning for.
+        """Refuses strategies that shard, and trainer flags that rounds have no meaning for.
 
         Raises:
             MisconfigurationException: If there are such.
         """
+        check_strategy(self.trainer, "FederatedModule gives each client a whole model")
         if stage == "fit":
             check_trainer(self.trainer)
 

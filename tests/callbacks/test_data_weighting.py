@@ -10,7 +10,6 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric
@@ -378,13 +377,6 @@ def test_index_of_another_form_is_read_by_a_function() -> None:
     callback = _weighting(criterion=None, index_fn=lambda batch: batch[0])
     _fit(Reordered(), callback, loader)
     assert callback.strategy.table.visits.tolist() == [2] * N
-
-
-def test_sharding_strategies_are_refused() -> None:
-    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    trainer.strategy.__class__ = FSDPStrategy
-    with pytest.raises(MisconfigurationException, match="strategy=FSDPStrategy may shard parameters"):
-        DataWeighting().setup(trainer, _classifier(), "fit")
 
 
 @pytest.mark.parametrize(

@@ -371,15 +371,6 @@ def test_module_compiled_in_place_is_refused(tmp_path: Path) -> None:
         _run(Classifier(network, CLASSES), SoftmaxApproximation(), tmp_path)
 
 
-def test_sharding_strategies_are_refused() -> None:
-    class FSDPStrategy:
-        pass
-
-    trainer = type("Runner", (), {"strategy": FSDPStrategy()})()
-    with pytest.raises(MisconfigurationException, match="strategy FSDPStrategy shards the model"):
-        SoftmaxApproximation().setup(trainer, Classifier(nn.Linear(2, 2), 2), "fit")
-
-
 @each_network
 def test_model_is_as_it_was_after_the_fit(make_network: Any, tmp_path: Path) -> None:
     module = Classifier(_network(make_network), CLASSES)

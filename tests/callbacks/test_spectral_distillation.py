@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
@@ -139,11 +138,3 @@ def test_bad_arguments_are_refused(tmp_path: Path) -> None:
         _fit(tmp_path, SpectralDistillation(1.0, MLP(FEATURES, [7], CLASSES), submodule="network"))
     with pytest.raises(AttributeError, match="no attribute"):
         _fit(tmp_path, SpectralDistillation(1.0, submodule="nowhere"))
-
-
-def test_sharding_strategies_are_refused() -> None:
-    class Sharded:
-        strategy = object()
-
-    with pytest.raises(MisconfigurationException, match="needs whole parameters in each process"):
-        SpectralDistillation(1.0).on_fit_start(Sharded(), Classifier(toy_network(), CLASSES))

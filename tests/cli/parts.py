@@ -1,7 +1,14 @@
-"""A model and data small enough to run the whole command line in a second."""
+"""A model and data small enough to run the whole command line in a second, and what tells of each process."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -41,3 +48,29 @@ class TinyData(LightningDataModule):
         return DataLoader(TensorDataset(torch.arange(32.0).view(8, 4) / 32), batch_size=self.batch_size)
 
     train_dataloader = val_dataloader = test_dataloader = predict_dataloader = _loader
+
+
+class Witness(Callback):
+    """Writes to `rank-<rank>.json` of the current folder what a process has seen of a fit, and where it ended."""
+
+    def __init__(self) -> None:
+        self.seen = hashlib.sha256()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        apply_to_collection(batch, Tensor, lambda tensor: self.seen.update(_bytes([tensor])))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A round of federated training is the same batch for all; its clients are shared out.
+        clients = sorted(getattr(getattr(pl_module, "state", None), "personal", ()))
+        told = {
+            "processes": trainer.world_size,
+            "steps": trainer.global_step,
+            "examples": f"{self.seen.hexdigest()} {clients}",
+            "weights": hashlib.sha256(_bytes(pl_module.parameters())).hexdigest(),
+            "metrics": {name: value.item() for name, value in trainer.callback_metrics.items()},
+        }
+        Path(f"rank-{trainer.global_rank}.json").write_text(json.dumps(told))
+
+
+def _bytes(tensors: Iterable[Tensor]) -> bytes:
+    return b"".join(tensor.detach().cpu().numpy().tobytes() for tensor in tensors)

@@ -32,6 +32,7 @@ from lit_methods.semi_supervised.ema import ExponentialMovingAverage
 from lit_methods.semi_supervised.functional import per_sample_error, weighted_diffusion_loss
 from tests.battery.trainers import toy_trainer
 from tests.entries.toys import Parts
+from tests.gloo import GlooPool, ddp_trainer_kwargs
 from tests.semi_supervised.toys import tiny_diffusion, tiny_discriminator, tiny_unet, toy_data, toy_images
 
 
@@ -216,6 +217,21 @@ def test_joint_discriminator_steps_by_its_own_loss_and_before(tmp_path: Path) ->
     for p, q in zip(network.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(p, q - 0.1 * q.grad)
     assert module.ema.updates == 1
+
+
+def _joint_weights(rank: int, world_size: int, folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    module = tiny_diffusion(relevance=JointRelevance(tiny_discriminator(), PULoss(0.5)))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    _fit(module, folder, **ddp_trainer_kwargs())
+    return before, module.state_dict()
+
+
+@pytest.mark.ddp
+def test_two_processes_train_both_networks_alike(gloo: GlooPool, tmp_path: Path) -> None:
+    (before, first), (_, second) = gloo.run(_joint_weights, tmp_path)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    for part in ("unet", "relevance.network"):
+        assert not all(torch.equal(before[name], first[name]) for name in before if name.startswith(part))
 
 
 def test_discriminator_checkpoint_is_read_and_its_prior_checked(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from lit_methods.errors import check_strategy
 from lit_methods.semi_supervised.batches import OpenSetBatch, check_labels, check_training_batch
 from lit_methods.semi_supervised.draws import seeded, seeded_generator
 from lit_methods.semi_supervised.ema import ExponentialMovingAverage
@@ -87,6 +88,14 @@ class SemiSupervisedClassifier(LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(B, K)` of the moving average for images `(B, C, H, W)`."""
         return cast(Tensor, self.ema.network(images))
+
+    def setup(self, stage: str) -> None:
+        """Refuses strategies that shard: the moving average reads whole parameters.
+
+        Raises:
+            MisconfigurationException: If the strategy is one of them.
+        """
+        check_strategy(self.trainer, "SemiSupervisedClassifier keeps a moving average of whole ones")
 
     def on_fit_start(self) -> None:
         """Starts the draws afresh, unless a checkpoint brought their count."""

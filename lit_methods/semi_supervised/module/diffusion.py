@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from lit_methods.errors import check_strategy
 from lit_methods.logging import log_figure
 from lit_methods.semi_supervised.batches import (
     OpenSetBatch,
@@ -134,6 +135,14 @@ class DiscriminatorWeightedDiffusion(LightningModule):
         if self.autoencoder is not None:
             self.autoencoder.eval()
         return self
+
+    def setup(self, stage: str) -> None:
+        """Refuses strategies that shard: the moving average reads whole parameters.
+
+        Raises:
+            MisconfigurationException: If the strategy is one of them.
+        """
+        check_strategy(self.trainer, "DiscriminatorWeightedDiffusion keeps a moving average of whole ones")
 
     def on_fit_start(self) -> None:
         """Starts the weights and the draws afresh, unless a checkpoint brought them."""
@@ -333,10 +342,12 @@ class DiscriminatorWeightedDiffusion(LightningModule):
     def _step_both(self, discriminator_loss: Tensor, loss: Tensor) -> None:
         settings: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True, "batch_size": 1}
         self.log("train/loss_discriminator", discriminator_loss, **settings)
-        optimizers = cast(list[LightningOptimizer], self.optimizers())
-        for optimizer, value in ((optimizers[1], discriminator_loss), (optimizers[0], loss)):
+        optimizers = cast(list[LightningOptimizer], self.optimizers())[::-1]
+        for optimizer in optimizers:
             optimizer.zero_grad()
-            self.manual_backward(value)
+        # The two share no parameter; DDP waits for the gradients of all of them in one backward pass.
+        self.manual_backward(discriminator_loss + loss)
+        for optimizer in optimizers:
             optimizer.step()
         self.ema.update(self.unet)
         if (scheduler := self.lr_schedulers()) is not None:
