@@ -77,6 +77,8 @@ def test_a_record_belongs_to_its_command_code_and_data(monkeypatch: pytest.Monke
 
 
 RUN = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
 from pathlib import Path
 from benchmarks import _runner
 from benchmarks._pieces import Budget
@@ -96,7 +98,11 @@ def test_a_killed_run_goes_on_where_it_stopped(sent: int, tmp_path: Path, monkey
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(sent)
-    process.wait(20)
+    try:
+        process.wait(20)
+    finally:
+        process.kill()
+        process.wait()
     assert len(list(tmp_path.glob("red.figures*.json"))) == 1
     monkeypatch.setattr(_runner, "revision", lambda: "abc")
     outcomes = _runner.run(Budget.CI, [GOOD, LINES], tmp_path, 1)

@@ -38,17 +38,16 @@ class OftenWrong(LightningModule):
 
 def _weights(images: Tensor, labels: Tensor, clean: TensorDataset, network: nn.Module, epochs: int) -> Tensor:
     """Learned weights `(N,)` of generated images."""
-    callback = DataWeighting(
-        DataLoader(clean, 32, shuffle=True), strategy=LearnedWeights(NormalizedStep(lr=0.1)), criterion="loss"
-    )
-    loader = DataLoader(IndexedDataset(TensorDataset(images, labels)), 32, shuffle=True)
+    strategy = LearnedWeights(NormalizedStep(lr=0.1))
+    callback = DataWeighting(DataLoader(clean, batch_size=32, shuffle=True), strategy=strategy, criterion="loss")
+    loader = DataLoader(IndexedDataset(TensorDataset(images, labels)), batch_size=32, shuffle=True)
     toy_trainer(callback, max_epochs=epochs).fit(Classifier(network, 2), loader)
     return callback.weights()
 
 
 def test_images_of_the_wrong_class_lose_their_weight(tmp_path: Path) -> None:
     toy_trainer(SyntheticImageWriter(tmp_path / "train", class_names=list(NAMES))).predict(
-        OftenWrong(), DataLoader(TensorDataset(torch.arange(64)), 8)
+        OftenWrong(), DataLoader(TensorDataset(torch.arange(64)), batch_size=8)
     )
     data = ImageFolderDataModule(tmp_path, val_fraction=0.0)
     data.setup("fit")
@@ -125,7 +124,7 @@ class Scenes(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Pictures and tokens."""
         made = _scenes(64, 1)
-        return DataLoader(TensorDataset(made["pixels"], made["ids"]), 32)
+        return DataLoader(TensorDataset(made["pixels"], made["ids"]), batch_size=32)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """What `KnowledgeRerank` reads, and the module beside it."""

@@ -64,7 +64,7 @@ class RelevanceDiscriminator(LightningModule):
         self._val_logits, self._val_known = CatMetric(), CatMetric()
         self.selection_file = selection_file
         self._pool_logits, self._pool_index = CatMetric(), CatMetric()
-        self._trained = pretrained
+        self._steps_known = int(pretrained)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(B,)` of images `(B, C, H, W)`."""
@@ -79,7 +79,7 @@ class RelevanceDiscriminator(LightningModule):
         if self.augmentation is not None:
             with seeded(self.device, self._seed, self.trainer.fit_loop.total_batch_idx, self.global_rank):
                 images = self.augmentation(images)
-        self._trained = True
+        self._steps_known += 1
         logits = self(images)
         loss = cast(Tensor, self.loss(logits[: len(labeled)], logits[len(labeled) :]))
         weight = self.weight(logits[len(labeled) :].detach())
@@ -126,7 +126,7 @@ class RelevanceDiscriminator(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes a checkpoint after at least one step for trained weights."""
-        self._trained = self._trained or checkpoint.get("global_step", 0) > 0
+        self._steps_known += checkpoint.get("global_step", 0)
 
     def on_predict_start(self) -> None:
         """Refuses to write a choice by untrained weights.
@@ -135,7 +135,7 @@ class RelevanceDiscriminator(LightningModule):
             MisconfigurationException: If there is a `selection_file`, but no step was taken, no checkpoint read,
                 `network` is not `pretrained`, and this is no `fast_dev_run`.
         """
-        if self.selection_file is not None and not self._trained and not cast(Any, self.trainer).fast_dev_run:
+        if self.selection_file is not None and not self._steps_known and not cast(Any, self.trainer).fast_dev_run:
             raise MisconfigurationException(
                 "The discriminator is untrained and would choose at random; pass the checkpoint of a fit as ckpt_path "
                 "(--ckpt_path FILE on the command line), or pretrained=True where `network` comes trained."
