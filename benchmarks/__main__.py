@@ -2,7 +2,7 @@
 
 python -m benchmarks --budget ci                    every room's --quick, under five minutes on two cores
 python -m benchmarks --budget cpu-hour              steps, memory and accuracies, about an hour on two cores
-python -m benchmarks --budget gpu                   everything at full size, the papers' own settings too
+python -m benchmarks --budget gpu                   everything whole, and some of the papers' settings
 python -m benchmarks --budget cpu-hour --list       what that would run, what it needs, and the minutes
 python -m benchmarks --publish FOLDER               puts the finished pieces of FOLDER into benchmarks/results
 python -m benchmarks --page                         writes benchmarks/README.md and its pictures from these results

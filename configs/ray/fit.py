@@ -1,4 +1,4 @@
-"""Fits any config of lit-methods in several Ray workers that train as one DDP group.
+"""Fits a config of lit-methods in several Ray workers that train as one DDP group.
 
 From the root of a clone, in an environment with `pip install -e . "ray[train]"`:
 
