@@ -12,11 +12,7 @@ among those reported. Each finished run is a line of the results file; the same 
 from __future__ import annotations
 
 import argparse
-import json
-import logging
-import statistics
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,7 +21,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
-from benchmarks._harness import table
+from benchmarks._harness import append, quiet, read_lines, spread, table
 from lit_methods.backbones import SmallCNN
 from lit_methods.datamodules import DigitsDataModule, OpenSetDataModule
 from lit_methods.semi_supervised import (
@@ -96,23 +92,17 @@ def accuracy(name: str, seed: int, labels_per_class: int) -> float:
     return 100 * float(trainer.test(module, datamodule=data, verbose=False)[0]["test/acc"])
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """Rows of a results file; none if there is no file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
 def run(path: Path, seeds: Sequence[int], labels_per_class: int) -> None:
     """Runs what the results file lacks."""
     for seed in seeds:
         for name in STRATEGIES:
             setting = {"strategy": name, "seed": seed, "labels per class": labels_per_class}
-            if any(setting.items() <= row.items() for row in read(path)):
+            if any(setting.items() <= row.items() for row in read_lines(path)):
                 continue
             start = time.process_time()
             row = setting | {"accuracy": round(accuracy(name, seed, labels_per_class), 2)}
             row["cpu seconds"] = round(time.process_time() - start, 1)
-            with path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append(path, row)
             print(row, flush=True)
 
 
@@ -127,15 +117,10 @@ def report(rows: list[dict[str, Any]]) -> None:
             if seeds:
                 values = [found[name, seed] for seed in seeds]
                 least = "" if name == BASELINE else f"{min(margins):+.1f}"
-                margin = "" if name == BASELINE else spread(margins, "+")
+                margin = "" if name == BASELINE else spread(margins, sign="+")
                 lines.append([name, spread(values), margin, least, len(seeds)])
         title = f"digits, {labels_per_class} labels per class, mismatch 75 %, test accuracy"
         table(title, ["strategy", "accuracy", "margin over supervised", "least margin", "seeds"], lines)
-
-
-def spread(values: Sequence[float], sign: str = "") -> str:
-    """Mean and standard deviation."""
-    return f"{statistics.mean(values):{sign}.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f}"
 
 
 def main() -> None:
@@ -147,11 +132,9 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the table of the results file and end")
     options = parser.parse_args()
     if not options.table:
-        warnings.simplefilter("ignore")
-        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-        logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.ERROR)
+        quiet()
         run(options.results, options.seeds, options.labels_per_class)
-    report(read(options.results))
+    report(read_lines(options.results))
 
 
 if __name__ == "__main__":

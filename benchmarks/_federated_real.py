@@ -8,10 +8,7 @@ Each finished run is a line of the results file; runs that are in it are not rep
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -23,7 +20,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks._harness import machine, table
+from benchmarks._harness import append, machine, quiet, read_lines, table
 from benchmarks._noisy_digits import summary
 from lit_methods.datamodules import (
     BernoulliDirichletPartition,
@@ -197,11 +194,6 @@ def plan(names: Sequence[str], seeds: Sequence[int]) -> Iterator[Run]:
                     yield {"data": name, "p": p, "alpha": alpha, "seed": seed, "method": method}
 
 
-def finished(path: Path) -> list[Run]:
-    """The runs of a results file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def missing(runs: Sequence[Run], done: Sequence[Run]) -> list[Run]:
     """The planned runs that are not done."""
     return [run for run in runs if not any(run.items() <= old.items() for old in done)]
@@ -228,9 +220,7 @@ def work(runs: Sequence[Run], path: Path, hours: float) -> None:
             break
         begin = time.process_time()
         figures = train(run["data"], run["p"], run["alpha"], METHODS[run["method"]](), run["seed"])
-        line = json.dumps(run | figures | {"cpu_seconds": round(time.process_time() - begin, 2)})
-        with path.open("a") as file:
-            file.write(line + "\n")
+        append(path, run | figures | {"cpu_seconds": round(time.process_time() - begin, 2)})
 
 
 def rows_of(done: Sequence[Run]) -> list[Run]:
@@ -303,8 +293,8 @@ def real_data(
             for method in chosen
         ]
     else:
-        work(missing(list(plan(here, SEEDS)), finished(path)), path, hours)
-        runs = finished(path)
+        work(missing(list(plan(here, SEEDS)), read_lines(path)), path, hours)
+        runs = read_lines(path)
     rows = rows_of(runs)
     report(rows)
     return {}, rows
@@ -357,9 +347,7 @@ def main() -> None:
     parser.add_argument("--tune", nargs="+", metavar="METHOD", help="only compare these on held-out training images")
     parser.add_argument("--rates", nargs="+", type=float, default=[0.1], help="learning rates for --tune")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    for logger in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    quiet()
     print(machine())
     if options.tune:
         for name in options.data or list(TASKS):

@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,14 @@ def arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="run only the parts whose name contains this")
     return parser.parse_args()
+
+
+def quiet() -> None:
+    """Leaves out warnings and what Lightning says of every Trainer."""
+    warnings.simplefilter("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        for logger in (name, f"{name}.utilities.rank_zero"):
+            logging.getLogger(logger).setLevel(logging.ERROR)
 
 
 def machine() -> str:
@@ -60,6 +68,23 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
         print("| " + " | ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row) + " |")
 
 
+def spread(values: Sequence[float], digits: int = 1, sign: str = "") -> str:
+    """Mean and standard deviation over the seeds; of a single one, the value."""
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{sign}.{digits}f}{deviation}"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Rows of a file of JSON lines; none if there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def append(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds a row to a file of JSON lines."""
+    with path.open("a") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
 def finish(headlines: Mapping[str, float], figures: Mapping[str, Any], path: Path | None) -> None:
     """Prints the headlines last and writes the JSON file."""
     print()
@@ -81,10 +106,7 @@ def run(description: str, *parts: Part, plots: Mapping[str, Callable[[Any, Path]
         plots: By name of a part, what draws its figures into the PNG file `<benchmark>_<part>.png`.
     """
     options = arguments(description)
-    warnings.simplefilter("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        for logger in (name, f"{name}.utilities.rank_zero"):
-            logging.getLogger(logger).setLevel(logging.ERROR)
+    quiet()
     torch.manual_seed(options.seed)
     print(f"{machine()}; seed {options.seed}")
     headlines: dict[str, float] = {}

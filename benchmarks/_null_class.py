@@ -9,11 +9,7 @@ the same command goes on where it stopped, `--table` prints what is there. A run
 from __future__ import annotations
 
 import argparse
-import json
-import logging
-import statistics
 import time
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -26,7 +22,7 @@ from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 from torch import Tensor
 
-from benchmarks._harness import table
+from benchmarks._harness import append, quiet, read_lines, spread, table
 from lit_methods.backbones import MLP
 from lit_methods.datamodules import DigitsDataModule, OpenSetDataModule
 from lit_methods.semi_supervised import (
@@ -181,24 +177,18 @@ def measured(seed: int, weighted: bool, label_dropout: float, steps: int) -> dic
     return {name: round(value, 4) for name, value in row.items()} | {"samples": len(run.known)}
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """Rows of a results file; none if there is no file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
 def run(path: Path, seeds: Sequence[int], dropouts: Sequence[float], steps: int) -> None:
     """Runs what the results file lacks."""
     for seed in seeds:
         for label_dropout in dropouts:
             for weighted in (False, True):
                 setting = {"seed": seed, "weighted": weighted, "label dropout": label_dropout, "steps": steps}
-                if any(setting.items() <= row.items() for row in read(path)):
+                if any(setting.items() <= row.items() for row in read_lines(path)):
                     continue
                 start = time.process_time()
                 row = setting | measured(seed, weighted, label_dropout, steps)
                 row["cpu seconds"] = round(time.process_time() - start)
-                with path.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                append(path, row)
                 print(row, flush=True)
 
 
@@ -211,14 +201,9 @@ def report(rows: list[dict[str, Any]]) -> None:
     for steps, label_dropout, weighted in settings:
         wanted = {"steps": steps, "label dropout": label_dropout, "weighted": weighted}
         chosen = [row for row in rows if wanted.items() <= row.items()]
-        cells = [spread([row[column] for row in chosen]) for column in columns]
+        cells = [spread([row[column] for row in chosen], 3) for column in columns]
         lines.append([steps, label_dropout, "yes" if weighted else "no", *cells, len(chosen)])
     table("null class on digits", ["steps", "label dropout", "weights", *columns, "seeds"], lines)
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation."""
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0:.3f}"
 
 
 def _trainer() -> Trainer:
@@ -258,11 +243,9 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the table of the results file and end")
     options = parser.parse_args()
     if not options.table:
-        warnings.simplefilter("ignore")
-        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-        logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.ERROR)
+        quiet()
         run(options.results, options.seeds, options.label_dropout, options.steps)
-    report(read(options.results))
+    report(read_lines(options.results))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from benchmarks._compositions import COMPOSITIONS, columns, lines
 from benchmarks._pieces import ROOMS
 from benchmarks._records import write
 from benchmarks._results import RESULTS, load, measured, provenance, update_provenance
@@ -44,7 +45,12 @@ holds `summary-<budget>.md` with all tables, and the drawings."""
 def page(folder: Path = RESULTS) -> str:
     """The whole page, from the committed results alone."""
     methods = tomllib.loads(PAPER.read_text())
-    parts = [INTRODUCTION, *(_method(room, methods[room], folder) for room in ROOMS), _lightness(folder)]
+    parts = [
+        INTRODUCTION,
+        *(_method(room, methods[room], folder) for room in ROOMS),
+        _compositions(folder),
+        _lightness(folder),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -88,6 +94,21 @@ def _headlines(room: str, folder: Path) -> str:
         return ""
     note = "**Time and memory**, one run each on a machine that other jobs shared; `.quick` is a small run."
     return f"{note}\n\n{markdown(['headline', 'measured', 'aim', '', 'from'], rows)}"
+
+
+def _compositions(folder: Path) -> str:
+    name = "compositions.numbers.json"
+    if not (folder / name).exists():
+        return ""
+    record = load(name, folder)
+    parts = [
+        "## The methods together",
+        "Each file of [configs/compositions](../configs/compositions) whole and without one of its parts: mean ± "
+        "standard deviation over the seeds after the last epoch. The README says what is compared.",
+        *(f"`{config}`\n\n{markdown(columns(config), lines(config, record['runs']))}" for config in COMPOSITIONS),
+        f"`{record['command']}`: [`{name}`](results/{name}), {provenance(name, folder).text()}.",
+    ]
+    return "\n\n".join(parts)
 
 
 def _lightness(folder: Path) -> str:

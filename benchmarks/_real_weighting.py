@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
-import logging
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,7 @@ from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks._harness import table
+from benchmarks._harness import append, quiet, read_lines, table
 from benchmarks._real_data import TASKS, Task, root
 from benchmarks._weighting import Data
 from lit_methods import Classifier, DataWeighting
@@ -119,8 +116,7 @@ def runs(
     names: Iterable[str], methods: Collection[str], seeds: int, epochs: int | None = None, results: Path | None = None
 ) -> list[dict[str, Any]]:
     """All runs of some tasks; those that the file holds are read."""
-    lines = results.read_text().splitlines() if results is not None and results.exists() else []
-    done = [json.loads(line) for line in lines]
+    done = [] if results is None else read_lines(results)
     known = {(run["task"], run["method"], run["seed"]): run for run in done}
     found = []
     for name in names:
@@ -133,8 +129,7 @@ def runs(
                     figures = fit(task, data, method, seed, epochs)
                     run = known[name, method, seed] = {"task": name, "method": method, "seed": seed, **figures}
                     if results is not None:
-                        with results.open("a") as file:
-                            file.write(json.dumps(run) + "\n")
+                        append(results, run)
                 found.append(known[name, method, seed])
     return found
 
@@ -205,9 +200,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    for logger in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    quiet()
     for name in options.only:
         show(summarize(runs([name], options.methods, options.seeds, results=options.results)))
 

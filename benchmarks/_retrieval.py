@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
+from benchmarks._harness import spread
 from lit_methods.datamodules import RetrievalDataModule
 from lit_methods.image_text import (
     MACK,
@@ -123,11 +124,6 @@ def compare(
         chosen = max(settings, key=lambda s: statistics.mean(both["validation"]["rsum"] for both in settings[s]))
         found[name] = {"chosen": chosen, "test": [both["test"] for both in settings[chosen]]}
     return found
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation."""
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f}"
 
 
 def lines(found: dict[str, Any]) -> list[list[Any]]:

@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import statistics
 import time
-import warnings
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +25,7 @@ from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks._harness import machine, table
+from benchmarks._harness import append, machine, quiet, read_lines, spread, table
 from lit_methods.backbones import SmallCNN
 from lit_methods.callbacks import SyntheticImageWriter
 from lit_methods.datamodules import HubImageDataModule, OpenSetDataModule
@@ -251,19 +248,14 @@ def run(path: Path, seeds: list[int], budget: Budget, folder: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
         experiment = Experiment(source, seed, budget, place)
         for arm in ARMS:
-            if any(row["seed"] == seed and row["arm"] == arm and row["budget"] == asdict(budget) for row in read(path)):
+            setting = {"seed": seed, "arm": arm, "budget": asdict(budget)}
+            if any(setting.items() <= row.items() for row in read_lines(path)):
                 continue
             start = time.process_time()
-            row = {"seed": seed, "arm": arm, "accuracy": round(experiment.accuracy(arm), 2)}
-            row |= {"cpu seconds": round(time.process_time() - start), "budget": asdict(budget)}
-            with path.open("a") as file:
-                file.write(json.dumps(row | experiment.facts) + "\n")
+            row = setting | {"accuracy": round(experiment.accuracy(arm), 2)}
+            row |= {"cpu seconds": round(time.process_time() - start)}
+            append(path, row | experiment.facts)
             print({key: value for key, value in row.items() if key != "budget"}, experiment.facts, flush=True)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Rows of a results file; none if there is no file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def report(rows: list[dict[str, Any]], budget: Budget) -> None:
@@ -273,8 +265,7 @@ def report(rows: list[dict[str, Any]], budget: Budget) -> None:
     for arm in ARMS:
         values = [row["accuracy"] for row in rows if row["arm"] == arm]
         if values:
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            lines.append([arm, f"{statistics.mean(values):.1f} ± {spread:.1f}", len(values), PAPER.get(arm, "")])
+            lines.append([arm, spread(values), len(values), PAPER.get(arm, "")])
     table("six_animal at mismatch 75 %, test accuracy", ["arm", "here", "seeds", "paper"], lines)
 
 
@@ -289,13 +280,11 @@ def main() -> None:
     options = parser.parse_args()
     budget = Budget(30, 30, 4, 4, 4, 4, batch=8) if options.quick else Budget()
     if not options.table:
-        warnings.simplefilter("ignore")
-        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-        logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.ERROR)
+        quiet()
         print(machine())
         with TemporaryDirectory() as folder:
             run(options.results, options.seeds, budget, options.work or Path(folder))
-    report(read(options.results), budget)
+    report(read_lines(options.results), budget)
 
 
 if __name__ == "__main__":

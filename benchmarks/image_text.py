@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks._emoji import rerankings
-from benchmarks._harness import medians, run, table
+from benchmarks._harness import medians, run, spread, table
 from benchmarks._index import search_with
-from benchmarks._retrieval import compare, lines, spread
+from benchmarks._retrieval import compare, lines
 from lit_methods.datamodules import DatasetNotFoundError, DigitScenesDataModule, EmojiDataModule
 from lit_methods.image_text.builder import KnowledgeBuilder
 from lit_methods.image_text.functional import CaptionUnits, UnitTable, match
