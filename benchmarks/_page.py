@@ -30,7 +30,7 @@ the commit that stored the file, read from `git log`, and marked "when stored". 
 Times and memory stand here where their results are stored; the rooms' READMEs have the others.
 
 ```bash
-python -m benchmarks --budget ci --results FOLDER         # every room's --quick, from five minutes on two cores
+python -m benchmarks --budget ci --results FOLDER         # every room's --quick, about five minutes on two cores
 python -m benchmarks --budget cpu-hour --results FOLDER   # steps, memory and accuracies, about an hour on two cores
 python -m benchmarks --budget gpu --results FOLDER        # everything whole, and some of the papers' settings
 python -m benchmarks --budget cpu-hour --list             # the pieces, their minutes, and what is missing here
