@@ -146,7 +146,7 @@ BUDGETS: dict[Budget, tuple[Piece, ...]] = {
         _room("data_manipulation.step_cost", 3, "step_cost"),
         _room("federated.spectral_terms", 3, "spectral_terms"),
         _room("federated.wait_free", 0.2, "wait_free"),
-        _room("semi_supervised.steps", 2),
+        _room("semi_supervised.steps", 8),
         _room("image_text.reranking", 0.2, "reranking"),
         _room("differential_privacy.utility", 30, "utility", is_timed=False),
         _real_clients(10, "--data", "fashion_mnist"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import _federated_real as real
+from benchmarks._harness import read_lines
 from lit_methods.cli import main
 from lit_methods.datamodules import FederatedDataModule, HubImageDataModule
 from lit_methods.datamodules.errors import DatasetNotFoundError
@@ -49,12 +50,12 @@ def test_interrupted_comparison_does_only_the_runs_that_are_missing(
     path = tmp_path / "new" / "runs.jsonl"
     runs = list(real.plan(["fashion_mnist"], (0, 1)))
     real.work(runs[:5], path, hours=1.0)
-    left = real.missing(runs, real.finished(path))
+    left = real.missing(runs, read_lines(path))
     assert left == runs[5:]
     real.work(left, path, hours=0.0)
     assert len(calls) == 5
     real.work(left, path, hours=1.0)
-    assert real.missing(runs, real.finished(path)) == []
+    assert real.missing(runs, read_lines(path)) == []
     assert len(calls) == len(runs) == len(path.read_text().splitlines())
 
 
@@ -62,7 +63,7 @@ def test_rows_are_means_and_sample_deviations_over_the_seeds(tmp_path: Path, mon
     monkeypatch.setattr(real, "train", _stub([]))
     path = tmp_path / "runs.jsonl"
     real.work(list(real.plan(["fashion_mnist"], (0, 1, 2))), path, hours=1.0)
-    rows = real.rows_of(real.finished(path))
+    rows = real.rows_of(read_lines(path))
     assert len(rows) == 3 * len(real.METHODS)
     assert {row["seeds"] for row in rows} == {3}
     mean, spread = rows[0]["val/personal_acc"]
@@ -83,7 +84,7 @@ def test_data_set_that_is_not_here_is_left_out_with_its_reason(
 
 
 def test_published_results_have_every_method_for_every_seed_of_a_row() -> None:
-    done = real.finished(real.RESULTS)
+    done = read_lines(real.RESULTS)
     groups = {(run["data"], run["p"], run["alpha"], run["seed"]) for run in done}
     assert groups
     for data, p, alpha, seed in groups:
