@@ -12,7 +12,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import WandbLogger
 
 import lit_methods
-from lit_methods.checkpoint import check_module, read_checkpoint
+from lit_methods.checkpoint import check_module, misfit, read_checkpoint
 from lit_methods.errors import IMPORT_HINT
 from lit_methods.logging import log_folder
 from lit_methods.refusals import is_refusal
@@ -63,6 +63,8 @@ class Runner(LightningCLI):
     """
 
     def __init__(self, args: list[str]) -> None:
+        self._checkpoint: dict[str, Any] | None = None
+        self._ckpt_path: str | None = None
         self._new_folders: list[Path] = []
         try:
             super().__init__(
@@ -80,8 +82,11 @@ class Runner(LightningCLI):
                 auto_configure_optimizers=False,
             )
         except Exception as error:
-            if is_refusal(error):
+            refusal = None if self._ckpt_path is None else misfit(self._ckpt_path, error)
+            if refusal is not None or is_refusal(error):
                 _remove_unused(self._new_folders)
+            if refusal is not None:
+                raise refusal from error
             raise
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -90,8 +95,11 @@ class Runner(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Reads the checkpoint, and puts the log where `--trainer.default_root_dir` points unless a logger says so."""
-        path = self.config[self.subcommand].get("ckpt_path")
-        self._checkpoint = None if path is None else read_checkpoint(path)
+        self._ckpt_path = self.config[self.subcommand].get("ckpt_path")
+        if self._ckpt_path is not None:
+            self._checkpoint = read_checkpoint(self._ckpt_path)
+            if self.config[self.subcommand].weights_only is None:  # Lightning would run the code of a remote pickle
+                self.config[self.subcommand].weights_only = True
         trainer = self.config[self.subcommand].trainer
         logger = trainer.logger
         ours = getattr(logger, "class_path", None) == _CSV_LOGGER["class_path"]
@@ -107,9 +115,8 @@ class Runner(LightningCLI):
             raise refusal from refusal.__cause__
         if self.trainer.is_global_zero and (folder := log_folder(self.trainer)) is not None:
             self._new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
-        if self._checkpoint is not None:
-            path = self.config[self.subcommand].ckpt_path
-            check_module(path, self._checkpoint, self.model.state_dict(), type(self.model).__name__)
+        if self._checkpoint is not None and self._ckpt_path is not None:
+            check_module(self._ckpt_path, self._checkpoint, self.model.state_dict(), type(self.model).__name__)
             self._checkpoint = None
 
     def _parse_ckpt_path(self) -> None:
