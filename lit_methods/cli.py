@@ -1,6 +1,7 @@
 """The `lit-methods` command; what it runs is in `lit_methods.runner`."""
 
 import sys
+from typing import NoReturn
 
 from lit_methods import __version__
 from lit_methods.bundled import bundled_configs, find_configs
@@ -31,8 +32,8 @@ def main(args: list[str] | None = None) -> None:
         args: The arguments after the program's name; None reads them from `sys.argv`.
 
     Raises:
-        SystemExit: With code 2 if the arguments do not parse, a config does not exist, a class of ours
-            refuses an argument, or a checkpoint can't be read.
+        SystemExit: With code 2 if the arguments do not parse, a config does not exist, a checkpoint can't be read, or
+            this package refuses an argument or data, or does not find them. Other errors are raised as they are.
     """
     argv = sys.argv[1:] if args is None else args
     if argv[:1] == ["--version"]:
@@ -44,13 +45,18 @@ def main(args: list[str] | None = None) -> None:
     try:
         argv = find_configs(argv)
     except FileNotFoundError as error:
-        print(f"lit-methods: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    from lit_methods.checkpoint import CheckpointError  # here, because torch and Lightning take seconds to import
-    from lit_methods.runner import SettingError, run
+        _end(error)
+    from lit_methods.refusals import is_refusal  # here, because torch and Lightning take seconds to import
+    from lit_methods.runner import run
 
     try:
         run(argv)
-    except (CheckpointError, SettingError) as error:
-        print(f"lit-methods: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    except Exception as error:
+        if not is_refusal(error):
+            raise
+        _end(error)
+
+
+def _end(error: Exception) -> NoReturn:
+    print(f"lit-methods: {error}", file=sys.stderr)
+    raise SystemExit(2) from None

@@ -1,33 +1,33 @@
 """LightningCLI as this project sets it up."""
 
 import json
+import shutil
 import sys
-import traceback
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
-import lit_methods.callbacks
-import lit_methods.classifier
-import lit_methods.datamodules
-import lit_methods.semi_supervised  # noqa: F401  these imports make short class names known to jsonargparse
-from lit_methods.checkpoint import check_module, read_checkpoint
+import lit_methods
+from lit_methods.checkpoint import check_module, misfit, read_checkpoint
 from lit_methods.errors import IMPORT_HINT
+from lit_methods.logging import log_folder
+from lit_methods.refusals import is_refusal
 from lit_methods.report import closing_report
+from lit_methods.spelling import explain
+
+for _public in lit_methods.__all__:
+    getattr(lit_methods, _public)  # imports it, so that jsonargparse knows its short name
 
 _SAVE_DIR = "runs"
+_SETTINGS = {"config.yaml", "hparams.yaml"}  # what a log folder holds before anything is logged
 _CSV_LOGGER = {
     "class_path": "lightning.pytorch.loggers.CSVLogger",
     "init_args": {"save_dir": _SAVE_DIR, "name": ""},
 }
-
-
-class SettingError(ValueError):
-    """An argument that a class of this package refused, in its own sentence."""
 
 
 class ConfigForWandb(SaveConfigCallback):
@@ -43,16 +43,51 @@ class ConfigForWandb(SaveConfigCallback):
 class Parser(LightningArgumentParser):
     """Ends with the error alone: the usage of some fifty settings would push it off the screen."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Takes flags by their whole names alone: an abbreviation is a slip more often than meant."""
+        super().__init__(*args, **kwargs | {"allow_abbrev": False})
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints what is wrong and where help is, and exits with code 2."""
         if not self.exit_on_error:
             super().error(message, ex)
         hint = f"\n{IMPORT_HINT}" if "pytorch_lightning" in sys.modules and "not correspond" in message else ""
-        self.exit(2, f"lit-methods: {message}{hint}\nEvery setting: lit-methods fit --help\n")
+        self.exit(2, f"lit-methods: {explain(message)}{hint}\nEvery setting: lit-methods fit --help\n")
 
 
 class Runner(LightningCLI):
-    """Any LightningModule with any LightningDataModule, a CSV log, and a closing report."""
+    """Any LightningModule with any LightningDataModule, a CSV log, and a closing report.
+
+    Args:
+        args: Subcommand and flags, config paths already resolved.
+    """
+
+    def __init__(self, args: list[str]) -> None:
+        self._checkpoint: dict[str, Any] | None = None
+        self._ckpt_path: str | None = None
+        self._new_folders: list[Path] = []
+        try:
+            super().__init__(
+                LightningModule,
+                LightningDataModule,
+                parser_class=Parser,
+                parser_kwargs={"prog": "lit-methods"},
+                save_config_callback=ConfigForWandb,
+                save_config_kwargs={"overwrite": True},
+                trainer_defaults={"logger": _CSV_LOGGER},
+                seed_everything_default=0,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                args=args,
+                auto_configure_optimizers=False,
+            )
+        except Exception as error:
+            refusal = None if self._ckpt_path is None else misfit(self._ckpt_path, error)
+            if refusal is not None or is_refusal(error):
+                _remove_unused(self._new_folders)
+            if refusal is not None:
+                raise refusal from error
+            raise
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses the given arguments without Lightning's warning that `sys.argv` has some too."""
@@ -60,8 +95,11 @@ class Runner(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Reads the checkpoint, and puts the log where `--trainer.default_root_dir` points unless a logger says so."""
-        path = self.config[self.subcommand].get("ckpt_path")
-        self._checkpoint = None if path is None else read_checkpoint(path)
+        self._ckpt_path = self.config[self.subcommand].get("ckpt_path")
+        if self._ckpt_path is not None:
+            self._checkpoint = read_checkpoint(self._ckpt_path)
+            if self.config[self.subcommand].weights_only is None:  # Lightning would run the code of a remote pickle
+                self.config[self.subcommand].weights_only = True
         trainer = self.config[self.subcommand].trainer
         logger = trainer.logger
         ours = getattr(logger, "class_path", None) == _CSV_LOGGER["class_path"]
@@ -74,12 +112,11 @@ class Runner(LightningCLI):
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
             refusal = _refusal(error)
-            if _is_ours(refusal):
-                raise SettingError(str(refusal)) from refusal
             raise refusal from refusal.__cause__
-        if self._checkpoint is not None:
-            path = self.config[self.subcommand].ckpt_path
-            check_module(path, self._checkpoint, self.model.state_dict(), type(self.model).__name__)
+        if self.trainer.is_global_zero and (folder := log_folder(self.trainer)) is not None:
+            self._new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+        if self._checkpoint is not None and self._ckpt_path is not None:
+            check_module(self._ckpt_path, self._checkpoint, self.model.state_dict(), type(self.model).__name__)
             self._checkpoint = None
 
     def _parse_ckpt_path(self) -> None:
@@ -99,10 +136,11 @@ def _refusal(error: BaseException) -> BaseException:
     return error if str(cause).startswith("Expected a") else cause
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Whether a line of this package raised it, so that its sentence says all; others need their traceback."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
+def _remove_unused(folders: list[Path]) -> None:
+    """Removes folders that a run has made, innermost first, as far as they hold its settings alone."""
+    for folder in folders:
+        if folder.is_dir() and {path.name for path in folder.rglob("*")} <= _SETTINGS:
+            shutil.rmtree(folder)
 
 
 def run(args: list[str]) -> Runner:
@@ -112,20 +150,7 @@ def run(args: list[str]) -> Runner:
         args: Subcommand and flags, config paths already resolved.
     """
     try:
-        return Runner(
-            LightningModule,
-            LightningDataModule,
-            parser_class=Parser,
-            parser_kwargs={"prog": "lit-methods"},
-            save_config_callback=ConfigForWandb,
-            save_config_kwargs={"overwrite": True},
-            trainer_defaults={"logger": _CSV_LOGGER},
-            seed_everything_default=0,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            args=args,
-            auto_configure_optimizers=False,
-        )
+        return Runner(args)
     finally:
         if "wandb" in sys.modules:
             sys.modules["wandb"].finish()

@@ -51,5 +51,5 @@ def test_errors_of_the_command_line_are_short(capsys: pytest.CaptureFixture[str]
         main(["fit", "-c", "differential_privacy/digits.yaml", "--modl=3"])
     assert end.value.code == 2
     assert capsys.readouterr().err == (
-        "lit-methods: unrecognized arguments: --modl=3\nEvery setting: lit-methods fit --help\n"
+        "lit-methods: unrecognized arguments: --modl=3\nNearest: --model\nEvery setting: lit-methods fit --help\n"
     )

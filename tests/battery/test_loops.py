@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_methods.bundled import bundled_configs
-from lit_methods.cli import main
+from lit_methods.bundled import bundled_configs, find_configs
+from lit_methods.runner import run
 from tests.battery.trainers import STEPS_PER_EPOCH, BackwardLosses, toy_trainer
 from tests.entries.toys import Entry
 from tests.matrix import ENTRIES
@@ -46,7 +46,7 @@ def test_loop_runs_from_yaml(
         pytest.skip(f"configs/{config} is not written yet")
     monkeypatch.chdir(tmp_path)
     try:
-        main([subcommand, "-c", config, "-c", "trainer/cpu.yaml", "--trainer.fast_dev_run=true"])
+        run(find_configs([subcommand, "-c", config, "-c", "trainer/cpu.yaml", "--trainer.fast_dev_run=true"]))
     except FileNotFoundError as absent:  # data, or what an earlier stage makes
         pytest.skip(str(absent))
     assert not list(tmp_path.iterdir()), "fast_dev_run leaves no files"

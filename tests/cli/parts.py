@@ -12,6 +12,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lit_methods.logging import log_table
+
 
 class TinyModule(LightningModule):
     def __init__(self, lr: float = 0.1, width: int = 2) -> None:
@@ -37,6 +39,21 @@ class TinyModule(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
+class Miscalling(TinyModule):
+    """Calls this package with rows that do not fit their columns."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        log_table(self.trainer, "toy/table", ["column"], [[1, 2]])
+        return super().training_step(batch, batch_idx)
+
+
+class MiscallingCallback(Callback):
+    """The same in a hook."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        log_table(trainer, "toy/table", ["column"], [[1, 2]])
 
 
 class TinyData(LightningDataModule):

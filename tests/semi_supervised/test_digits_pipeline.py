@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks._null_class import PRIOR, NullClass, data, judged, trained_discriminator
+from lit_methods.bundled import find_configs
 from lit_methods.cli import main
+from lit_methods.runner import run
 
 QUICK = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 RUNS = "runs/semi_supervised"
@@ -21,7 +23,7 @@ def test_command_for_all_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     few = [*QUICK, "--data.steps_per_epoch=2"]
     with pytest.raises(FileNotFoundError, match="train a RelevanceDiscriminator first"):
-        main(["fit", "-c", DIFFUSION, *few])
+        run(find_configs(["fit", "-c", DIFFUSION, *few]))
     block = README.read_text().split("bash -e <<'END'\n")[1].split("\nEND")[0]
     stages = [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
     assert [stage[0] for stage in stages] == ["fit", "fit", "predict", "fit", "fit"]
@@ -36,7 +38,7 @@ def test_command_for_all_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     counts = [sum(row["label"] == str(k) for row in rows) for k in range(5)]
     assert max(counts) - min(counts) <= 1
     with pytest.raises(ValueError, match="num_inference_steps: 1 there, 2 here"):
-        main([*stages[2], *fast["predict"], "--model.transformation.num_inference_steps=2"])
+        run(find_configs([*stages[2], *fast["predict"], "--model.transformation.num_inference_steps=2"]))
     for config in ("digits_fixmatch", "digits_supervised"):
         assert Path(f"{RUNS}/{config}/last.ckpt").is_file()
 

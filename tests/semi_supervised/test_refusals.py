@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_methods.bundled import find_configs
 from lit_methods.callbacks import SyntheticImageWriter
-from lit_methods.cli import main
-from lit_methods.runner import SettingError, run
+from lit_methods.runner import run
 from lit_methods.semi_supervised import DiscriminatorWeightedDiffusion, FixMatch, PULoss, RelevanceDiscriminator
 from lit_methods.semi_supervised.latents import check_image_shape
 from tests.battery.trainers import toy_trainer
@@ -39,10 +38,6 @@ SIX = ["--model.num_classes=6", "--model.unet.init_args.num_class_embeds=7", "--
 def _arguments(subcommand: str, stage: str, *flags: str) -> list[str]:
     quiet = ["-c", "trainer/cpu.yaml", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
     return find_configs([subcommand, "-c", f"semi_supervised/digits_{stage}.yaml", *quiet, *flags])
-
-
-def _command(subcommand: str, stage: str, *flags: str) -> None:
-    main(_arguments(subcommand, stage, *flags))
 
 
 @pytest.mark.parametrize(
@@ -69,7 +64,7 @@ def test_command_line_ends_with_the_sentence(
 def test_other_errors_of_the_parser_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     writer = ["--trainer.callbacks=SyntheticImageWriter", "--trainer.callbacks.output_dir=out"]
-    with pytest.raises(SettingError, match=r"^value_range=\(1\.0, 1\.0\) must rise"):
+    with pytest.raises(ValueError, match=r"^value_range=\(1\.0, 1\.0\) must rise"):
         run(_arguments("fit", "discriminator", *writer, "--trainer.callbacks.value_range=[1,1]"))
 
 
@@ -78,11 +73,11 @@ def test_predict_of_the_command_line_needs_a_fitting_checkpoint(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MisconfigurationException, match=UNTRAINED):
-        _command("predict", "diffusion", UNIFORM)
-    _command("fit", "diffusion", UNIFORM, "--data.steps_per_epoch=1", "--trainer.limit_val_batches=0")
+        run(_arguments("predict", "diffusion", UNIFORM))
+    run(_arguments("fit", "diffusion", UNIFORM, "--data.steps_per_epoch=1", "--trainer.limit_val_batches=0"))
     checkpoint = "--ckpt_path=runs/semi_supervised/digits_diffusion/last.ckpt"
     with pytest.raises(ValueError, match="The checkpoint is of num_classes=5, this model has num_classes=6"):
-        _command("predict", "diffusion", UNIFORM, checkpoint, *SIX)
+        run(_arguments("predict", "diffusion", UNIFORM, checkpoint, *SIX))
     found = [path.name for path in (tmp_path / "runs" / "semi_supervised").iterdir()]
     assert found == ["digits_diffusion"], "a refused prediction leaves no folder that would refuse the right one"
 
