@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_methods.differential_privacy.accounting import FixedOrderAccounting
-from lit_methods.differential_privacy.budget import check_budget
+from lit_methods.differential_privacy.budget import check_budget, check_positive
 from lit_methods.differential_privacy.factorization import BandedSquareRoot, Factorization, Participation
 from lit_methods.differential_privacy.functional import gaussian_noise_multiplier
 from lit_methods.differential_privacy.noise import CorrelatedNoise
@@ -60,7 +60,8 @@ class PrivateServerUpdate:
         workload: Workload | None = None,
         unsafe_seed: int | None = None,
     ) -> None:
-        check_budget(epsilon, noise_multiplier, delta, max_norm)
+        check_budget(epsilon, noise_multiplier, delta)
+        check_positive("max_norm", max_norm)
         if expected_users < 1:
             raise ValueError(f"expected_users must be at least 1, but is {expected_users!r}.")
         self._single = isinstance(like, Tensor)

@@ -216,7 +216,12 @@ def test_noise_and_sampler_of_different_kinds_do_not_mix() -> None:
 
 @pytest.mark.parametrize(
     ("noise_multiplier", "delta", "match"),
-    [(-1.0, 1e-5, "noise_multiplier.*-1.0"), (math.nan, 1e-5, "noise_multiplier.*nan"), (1.0, 1.0, "delta.*1.0")],
+    [
+        (-1.0, 1e-5, "noise_multiplier.*-1.0"),
+        (math.nan, 1e-5, "noise_multiplier.*nan"),
+        (math.inf, 1e-5, "noise_multiplier.*inf"),
+        (1.0, 1.0, "delta.*1.0"),
+    ],
 )
 def test_bad_numbers(noise_multiplier: float, delta: float, match: str) -> None:
     draws = sampler(1)
