@@ -29,7 +29,7 @@ from lit_methods.differential_privacy.run_state import (
 )
 from lit_methods.differential_privacy.samplers import AccountedBatchSampler
 from lit_methods.differential_privacy.sampling import AccountedSource, FixedOrder, Sampling
-from lit_methods.errors import check_lightning
+from lit_methods.errors import check_lightning, check_object
 
 if TYPE_CHECKING:
     from lit_methods.differential_privacy.ghost import GhostBackward
@@ -76,7 +76,7 @@ class BandedSquareRootNoise(Callback):
 
     Raises:
         ValueError: On parameters out of range, or both or none of ``epsilon`` and ``noise_multiplier``.
-        TypeError: Where ``allowed_buffers`` is no list of strings.
+        TypeError: Where ``allowed_buffers`` is no list of strings, or a string stands for an object.
     """
 
     def __init__(
@@ -98,6 +98,8 @@ class BandedSquareRootNoise(Callback):
         super().__init__()
         check_budget(epsilon, noise_multiplier, delta)
         check_positive("max_grad_norm", max_grad_norm)
+        check_object("factorization", factorization, Factorization, "BandedSquareRoot(bandwidth=8)")
+        check_object("sampling", sampling, Sampling, "FixedOrder()")
         if bandwidth is not None and factorization is not None:
             raise ValueError(
                 f"bandwidth={bandwidth!r} belongs to the default BandedSquareRoot. Set it in the factorization instead."

@@ -22,7 +22,7 @@ from lit_methods.data_manipulation.reduction import ATTRIBUTE, PerSampleLosses, 
 from lit_methods.data_manipulation.run import Reading, WeightingRun
 from lit_methods.data_manipulation.strategies import LearnedWeights, WeightingStrategy
 from lit_methods.data_manipulation.validation import batch_mover
-from lit_methods.errors import check_lightning, check_strategy
+from lit_methods.errors import check_lightning, check_object, check_strategy
 
 
 class DataWeighting(Callback):
@@ -63,6 +63,7 @@ class DataWeighting(Callback):
 
     Raises:
         ValueError: If a number is out of its range.
+        TypeError: If a string stands for an object.
         MisconfigurationException: If look-ahead and strategy do not fit together.
     """
 
@@ -93,6 +94,8 @@ class DataWeighting(Callback):
                 raise ValueError(f"{name}={value} must be at least {bound}.")
         if not 0 <= min_effective_sample_size < 1:
             raise ValueError(f"min_effective_sample_size={min_effective_sample_size} must lie in [0, 1).")
+        check_object("strategy", strategy, WeightingStrategy, "LearnedWeights()")
+        check_object("hypergradient", hypergradient, Hypergradient, "Hypergradient()")
         self.val_dataloader, self.num_samples, self.criterion = val_dataloader, num_samples, criterion
         self.strategy = strategy or LearnedWeights()
         self.hypergradient = hypergradient or self.strategy.hypergradient()

@@ -21,6 +21,7 @@ from lit_methods.differential_privacy.probes import BufferWatch
 from lit_methods.differential_privacy.run import Clipping, PrivateRun
 from lit_methods.differential_privacy.samplers import AccountedBatchSampler
 from lit_methods.differential_privacy.sampling import FixedOrder, Sampling
+from lit_methods.errors import check_object
 
 
 class PrivateTraining(PrivateRun):
@@ -170,12 +171,14 @@ def make_private(
     Raises:
         ValueError: On parameters out of range, both or none of ``epsilon`` and ``noise_multiplier``, or a loader
             whose order can't be fixed.
-        TypeError: Where ``allowed_buffers`` is no list of strings.
+        TypeError: Where ``allowed_buffers`` is no list of strings, or a string stands for an object.
         MisconfigurationException: On layers or parameters that can't be trained privately.
     """
     check_budget(epsilon, noise_multiplier, delta)
     check_positive("max_grad_norm", max_grad_norm)
     patterns = check_patterns(allowed_buffers)
+    check_object("factorization", factorization, Factorization, "BandedSquareRoot(bandwidth=8)")
+    check_object("sampling", sampling, Sampling, "FixedOrder()")
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, but is {epochs!r}.")
     if bandwidth is not None and factorization is not None:

@@ -14,6 +14,7 @@ from lit_methods.differential_privacy.factorization import BandedSquareRoot, Fac
 from lit_methods.differential_privacy.functional import gaussian_noise_multiplier
 from lit_methods.differential_privacy.noise import CorrelatedNoise
 from lit_methods.differential_privacy.workload import Workload
+from lit_methods.errors import check_object
 
 Update = Tensor | Mapping[str, Tensor]
 
@@ -62,6 +63,8 @@ class PrivateServerUpdate:
     ) -> None:
         check_budget(epsilon, noise_multiplier, delta)
         check_positive("max_norm", max_norm)
+        check_object("factorization", factorization, Factorization, "BandedSquareRoot(bandwidth=8)")
+        check_object("workload", workload, Workload, "Workload.sgd(momentum=0.9)")
         if expected_users < 1:
             raise ValueError(f"expected_users must be at least 1, but is {expected_users!r}.")
         self._single = isinstance(like, Tensor)

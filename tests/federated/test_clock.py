@@ -60,7 +60,7 @@ def test_transfers_follow_size_and_bandwidth() -> None:
         ({"upload_mib_per_second": 0.0}, "upload_mib_per_second=0.0 must be positive"),
         ({"download_mib_per_second": -1.0}, "download_mib_per_second=-1.0 must be positive"),
         ({"latency_seconds": -1.0}, "latency_seconds=-1.0 must be at least 0"),
-        ({"jitter": float("nan")}, "jitter=nan must be at least 0"),
+        ({"jitter": float("nan")}, "jitter=nan must be at least 0, and finite"),
     ],
 )
 def test_impossible_networks_are_refused(change: dict[str, float], message: str) -> None:
