@@ -188,7 +188,7 @@ def test_refusals_come_before_the_first_batch(options: dict[str, Any], data: Any
 
 
 def test_another_set_is_scored_anew(tmp_path: Path) -> None:
-    module, callback, other = Noisy(), KnowledgeRerank(knowledge=toy_knowledge(), alpha=2.0), "w{1} w{0}"
+    module, callback, other = Noisy(), KnowledgeRerank(knowledge=toy_knowledge(), alpha=2.0), "w{0} w3"
     first = _run(callback, ToyRetrieval(), tmp_path, module=module)
     again = _run(callback, ToyRetrieval(other), tmp_path, module=module)
     assert again != first
