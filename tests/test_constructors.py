@@ -87,7 +87,7 @@ def test_a_name_is_no_object(make: Make, name: str) -> None:
 
 def test_a_class_is_no_object() -> None:
     with pytest.raises(TypeError, match=r"^strategy=<class .*FixMatch'> must be a Strategy, as FixMatch\(\)"):
-        lit_methods.SemiSupervisedClassifier(nn.Flatten(), 4, 3, strategy=FixMatch)  # type: ignore[arg-type]  # the point
+        lit_methods.SemiSupervisedClassifier(nn.Flatten(), 4, 3, strategy=FixMatch)
 
 
 NUMBERS: list[tuple[Make, str]] = [

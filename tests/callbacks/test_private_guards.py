@@ -40,7 +40,7 @@ def refused(match: str, *, model: Toy | None = None, loader: Any = None, callbac
         ({"callbacks": [GradientAccumulationScheduler({0: 1, 1: 2})]}, "GradientAccumulationScheduler"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:You have overridden")
+@pytest.mark.filterwarnings("ignore:You have overridden")  # hooks of the refused loaders
 def test_flags(options: dict[str, Any], match: str) -> None:
     refused(match, **options)
 

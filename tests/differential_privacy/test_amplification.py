@@ -105,6 +105,7 @@ def sampled_delta(noise: float, q: float, epsilon: float, rounds: int) -> float:
     found = []
     for first in (True, False):
         if rounds == 1:
+            # One line of a quadrature.
             integrand = lambda x, a=first: max(density(x, a) - math.exp(epsilon) * density(x, not a), 0.0)  # noqa: E731
             found.append(integrate.quad(integrand, -12 * noise, 12 * noise + 1, limit=2000, epsabs=1e-11)[0])
         else:

@@ -27,7 +27,7 @@ def test_a_client_that_is_not_sampled_next_delays_nobody() -> None:
 def test_wait_free_is_never_slower_and_the_slowest_client_counts() -> None:
     import random
 
-    draw, clock = random.Random(0), ProtocolClock()  # noqa: S311
+    draw, clock = random.Random(0), ProtocolClock()  # noqa: S311  no secret
     for _ in range(200):
         work = [Work(i, *(draw.random() for _ in range(4))) for i in draw.sample(range(10), 4)]
         before = clock.sequential
