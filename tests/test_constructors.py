@@ -36,6 +36,8 @@ SERVER: Make = partial(
 )
 CLASSIFIER: Make = partial(lit_methods.Classifier, num_classes=3)
 SEMI_SUPERVISED: Make = partial(lit_methods.SemiSupervisedClassifier, num_features=4, num_classes=3)
+FEDERATED: Make = partial(lit_methods.FederatedModule, toy_network(), 3)
+DIFFUSION: Make = partial(lit_methods.DiscriminatorWeightedDiffusion, nn.Identity(), 3)
 OBJECTS: list[tuple[Make, str]] = [
     (NOISE, "factorization"),
     (NOISE, "sampling"),
@@ -67,6 +69,10 @@ OBJECTS: list[tuple[Make, str]] = [
     (partial(lit_methods.RelevanceDiscriminator, toy_network()), "loss"),
     (partial(JointRelevance, toy_network()), "loss"),
     (FixAStep, "base"),
+    (FEDERATED, "strategy"),
+    (FEDERATED, "backend"),
+    (DIFFUSION, "relevance"),
+    (DIFFUSION, "transformation"),
     (Transformation, "class_choice"),
 ]
 
