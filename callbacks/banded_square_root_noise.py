@@ -29,7 +29,7 @@ from lit_methods.differential_privacy.run_state import (
 )
 from lit_methods.differential_privacy.samplers import AccountedBatchSampler
 from lit_methods.differential_privacy.sampling import AccountedSource, FixedOrder, Sampling
-from lit_methods.errors import check_lightning, check_object
+from lit_methods.errors import check_choice, check_lightning, check_object
 
 if TYPE_CHECKING:
     from lit_methods.differential_privacy.ghost import GhostBackward
@@ -98,6 +98,8 @@ class BandedSquareRootNoise(Callback):
         super().__init__()
         check_budget(epsilon, noise_multiplier, delta)
         check_positive("max_grad_norm", max_grad_norm)
+        check_choice("clipping", clipping, ("per_sample", "ghost"))
+        check_choice("loss_reduction", loss_reduction, ("mean", "sum"))
         check_object("factorization", factorization, Factorization, "BandedSquareRoot(bandwidth=8)")
         check_object("sampling", sampling, Sampling, "FixedOrder()")
         if bandwidth is not None and factorization is not None:

@@ -85,7 +85,14 @@ class KnowledgeRerank(Callback):
         check_object("data", data, LightningDataModule, "your_datamodule")
         self.folder = knowledge if isinstance(knowledge, (str, Path)) else None
         base = KnowledgeBase() if knowledge is None or isinstance(knowledge, (str, Path)) else knowledge
-        self.matcher = KnowledgeMatcher(base, parser, transform, pooling, modifier_weight, memory_mib)
+        self.matcher = KnowledgeMatcher(
+            knowledge=base,
+            parser=parser,
+            transform=transform,
+            pooling=pooling,
+            modifier_weight=modifier_weight,
+            memory_mib=memory_mib,
+        )
         self.scores, self.data, self.alphas = scores, data, tuple(alphas)
         self.top_k, self.fusion = top_k, fusion
         self.alpha: tuple[float, float] | None = None if weights is None else (float(weights[0]), float(weights[1]))
@@ -188,9 +195,10 @@ class KnowledgeRerank(Callback):
             self._known[stage] = self._score(list(captions), images, base.device)
         known, image = self._known[stage]
         if tuple(base.shape) != tuple(known[0].shape):
-            hint = " It looks transposed." if tuple(base.T.shape) == tuple(known[0].shape) else ""
+            turned = tuple(base.T.shape) == tuple(known[0].shape)
+            hint = "It looks transposed." if turned else "Give those of the whole set, of all processes."
             raise ValueError(
-                f"scores gave {tuple(base.shape)}, but the data has {tuple(known[0].shape)} images and captions.{hint}"
+                f"scores gave {tuple(base.shape)}, but the data has {tuple(known[0].shape)} images and captions. {hint}"
             )
         return (known[0].to(base.device), known[1].to(base.device)), image.to(base.device)
 
@@ -227,7 +235,9 @@ class KnowledgeRerank(Callback):
         self, pl_module: LightningModule, stage: str, base: Tensor, known: tuple[Tensor, Tensor], image: Tensor
     ) -> None:
         if self.alpha is None:
-            raise RuntimeError("alpha is not known yet")
+            raise RuntimeError(
+                "alpha=None, and no weight was searched. Call trainer.validate first, or pass alpha=0.15."
+            )
         found: dict[str, list[dict[str, Tensor]]] = {"base": [], "rerank": []}
         for way in range(2):
             oriented = self._oriented(base, known, image, way)

@@ -84,6 +84,16 @@ def check_rising(name: str, ends: Any) -> None:
         raise ValueError(f"{name}={tuple(ends)} must rise from one finite number to another, as in (-1.0, 1.0).")
 
 
+def check_choice(name: str, value: object, options: tuple[object, ...]) -> None:
+    """Refuses what is none of the options.
+
+    Raises:
+        ValueError: Naming the argument, its value and the options.
+    """
+    if value not in options:
+        raise ValueError(f"{name} must be one of {options}, but is {value!r}.")
+
+
 def check_object(name: str, value: object, kind: type, example: str) -> None:
     """Refuses what stands for an object, such as its name or its class; None passes.
 

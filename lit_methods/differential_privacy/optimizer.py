@@ -90,7 +90,9 @@ class CorrelatedNoiseMixin:
         )
         size = sum(p.numel() for p in self.params)
         if size != noise.dimension:
-            raise ValueError(f"The noise has dimension {noise.dimension}, but {size} scalars are trained.")
+            raise ValueError(
+                f"The noise has dimension {noise.dimension}, but {size} scalars are trained. Make it for these."
+            )
         self.noise = noise
         shared = distributed.is_available() and distributed.is_initialized()
         self.rank = distributed.get_rank() if shared else 0

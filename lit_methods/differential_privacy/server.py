@@ -118,7 +118,7 @@ class PrivateServerUpdate:
         tensors = _tensors(update)
         if {name: t.shape for name, t in tensors.items()} != {name: t.shape for name, t in self._like.items()}:
             shapes = {name: tuple(t.shape) for name, t in tensors.items()}
-            raise ValueError(f"An update has the tensors {shapes!r:.200}, which are not those of like.")
+            raise ValueError(f"An update has the tensors {shapes!r:.200}, which are not those of like. Send these.")
         flat = torch.cat([tensors[name].detach().float().flatten() for name in self._like])
         norm = flat.norm()
         if not bool(norm.isfinite()):

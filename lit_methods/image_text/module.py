@@ -108,7 +108,14 @@ class MACK(LightningModule):
             knowledge = KnowledgeBase()
         elif isinstance(knowledge, (str, Path)):
             knowledge = KnowledgeBase.load(knowledge)
-        self.matcher = KnowledgeMatcher(knowledge, parser, transform, pooling, modifier_weight, memory_mib)
+        self.matcher = KnowledgeMatcher(
+            knowledge=knowledge,
+            parser=parser,
+            transform=transform,
+            pooling=pooling,
+            modifier_weight=modifier_weight,
+            memory_mib=memory_mib,
+        )
         self.temperature, self.folds, self.top_k, self.shown_queries = temperature, folds, top_k, shown_queries
         self._make_optimizer, self._make_scheduler = optimizer, scheduler
         self._captions: list[Captions] = []
@@ -138,7 +145,10 @@ class MACK(LightningModule):
         images, captions = batch["images"], batch["captions"]["captions"]
         units = self.matcher.parse(captions)
         if not len(units.head):
-            raise ValueError(f"None of the {len(captions)} captions of batch {batch_idx} has a word of the knowledge.")
+            raise ValueError(
+                f"None of the {len(captions)} captions of batch {batch_idx} has a word of the knowledge;"
+                " build it from their words."
+            )
         words = normalize(self.matcher.unit_vectors(units), dim=1)
         features = images["regions"][images["mask"]]
         if not features.isfinite().all():

@@ -200,6 +200,8 @@ def test_thawing_during_the_run() -> None:
         ({"epsilon": 1.0, "delta": math.nan}, "delta must lie in"),
         ({"epsilon": 1.0, "max_grad_norm": 0.0}, "max_grad_norm must be finite and above 0"),
         ({"epsilon": 1.0, "max_grad_norm": math.inf}, "max_grad_norm .* is inf"),
+        ({"epsilon": 1.0, "clipping": "flat"}, "clipping must be one of .*'ghost'.*, but is 'flat'"),
+        ({"epsilon": 1.0, "loss_reduction": "none"}, "loss_reduction must be one of .*'sum'.*, but is 'none'"),
         ({"epsilon": 1.0, "bandwidth": 0}, "bandwidth must be at least 1"),
     ],
 )

@@ -308,6 +308,7 @@ def test_buffers_that_learn_are_noticed_before_the_first_release() -> None:
         ({"delta": 1.0}, "delta must lie in"),
         ({"max_grad_norm": 0.0}, "max_grad_norm must be finite and above 0"),
         ({"epochs": 0}, "epochs must be at least 1"),
+        ({"clipping": "ghost", "loss_reduction": "none"}, "loss_reduction must be one of .*'none'"),
         ({"clipping": "flat"}, "clipping must be one of .*'flat'"),
     ],
 )

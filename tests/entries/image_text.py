@@ -131,10 +131,10 @@ def _emoji(folder: Path) -> LightningDataModule:
     (folder / "en.xml").write_text(f"<ldml>{''.join(lines)}</ldml>", encoding="utf-8")
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     return EmojiDataModule(
-        fonts / "DejaVuSans.ttf",
-        fonts / "DejaVuSerif.ttf",
-        folder / "en.xml",
-        CropEncoder(nn.Flatten(), 4),
+        picture_font=fonts / "DejaVuSans.ttf",
+        knowledge_font=fonts / "DejaVuSerif.ttf",
+        annotations=folder / "en.xml",
+        encoder=CropEncoder(nn.Flatten(), 4),
         side=16,
         num_val=4,
         num_test=4,
@@ -175,7 +175,9 @@ ENTRIES = (
 
 
 DATAMODULES: dict[str, Callable[[Path], LightningDataModule]] = {
-    "DigitScenesDataModule": lambda folder: lit_methods.DigitScenesDataModule(8, 4, 4, 200, batch_size=BATCH),
+    "DigitScenesDataModule": lambda folder: lit_methods.DigitScenesDataModule(
+        num_train=8, num_val=4, num_test=4, num_knowledge=200, batch_size=BATCH
+    ),
     "EmojiDataModule": _emoji,
     "ImageTextDataModule": _image_text,
 }
