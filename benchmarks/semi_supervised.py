@@ -253,7 +253,7 @@ def _backward(network: UNet2DModel, forward: Callable[[], Tensor]) -> None:
 def main() -> None:
     """Runs all parts, or those that `--only` names."""
     options = arguments(__doc__ or "")
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("ignore")  # the printed lines are the output
     torch.manual_seed(options.seed)
     print(f"{machine()}; seed {options.seed}")
     headlines: dict[str, float] = {}

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.nn.parallel import DistributedDataParallel
 
-from lit_methods.differential_privacy.budget import check_budget
+from lit_methods.differential_privacy.budget import check_budget, check_patterns, check_positive
 from lit_methods.differential_privacy.factorization import BandedSquareRoot, Factorization
 from lit_methods.differential_privacy.guards import (
     check_layers,
@@ -29,7 +29,7 @@ from lit_methods.differential_privacy.run_state import (
 )
 from lit_methods.differential_privacy.samplers import AccountedBatchSampler
 from lit_methods.differential_privacy.sampling import AccountedSource, FixedOrder, Sampling
-from lit_methods.errors import check_lightning
+from lit_methods.errors import check_choice, check_lightning, check_object
 
 if TYPE_CHECKING:
     from lit_methods.differential_privacy.ghost import GhostBackward
@@ -76,6 +76,7 @@ class BandedSquareRootNoise(Callback):
 
     Raises:
         ValueError: On parameters out of range, or both or none of ``epsilon`` and ``noise_multiplier``.
+        TypeError: Where ``allowed_buffers`` is no list of strings, or a string stands for an object.
     """
 
     def __init__(
@@ -95,7 +96,12 @@ class BandedSquareRootNoise(Callback):
         unsafe_seed: int | None = None,
     ) -> None:
         super().__init__()
-        check_budget(epsilon, noise_multiplier, delta, max_grad_norm)
+        check_budget(epsilon, noise_multiplier, delta)
+        check_positive("max_grad_norm", max_grad_norm)
+        check_choice("clipping", clipping, ("per_sample", "ghost"))
+        check_choice("loss_reduction", loss_reduction, ("mean", "sum"))
+        check_object("factorization", factorization, Factorization, "BandedSquareRoot(bandwidth=8)")
+        check_object("sampling", sampling, Sampling, "FixedOrder()")
         if bandwidth is not None and factorization is not None:
             raise ValueError(
                 f"bandwidth={bandwidth!r} belongs to the default BandedSquareRoot. Set it in the factorization instead."
@@ -104,7 +110,7 @@ class BandedSquareRootNoise(Callback):
         self.factorization = factorization or BandedSquareRoot(bandwidth)
         self.noise_multiplier, self.loss_reduction = noise_multiplier, loss_reduction
         self.sampling, self.ledger, self.unsafe_seed = sampling or FixedOrder(), ledger, unsafe_seed
-        self.allow_limited_batches, self.allowed_buffers = allow_limited_batches, tuple(allowed_buffers)
+        self.allow_limited_batches, self.allowed_buffers = allow_limited_batches, check_patterns(allowed_buffers)
         self.clipping = clipping
         self.plan: PrivacyPlan | None = None
         self.noise: CorrelatedNoise | None = None

@@ -22,7 +22,7 @@ from lit_methods.data_manipulation.reduction import ATTRIBUTE, PerSampleLosses, 
 from lit_methods.data_manipulation.run import Reading, WeightingRun
 from lit_methods.data_manipulation.strategies import LearnedWeights, WeightingStrategy
 from lit_methods.data_manipulation.validation import batch_mover
-from lit_methods.errors import check_lightning, check_strategy
+from lit_methods.errors import check_lightning, check_object, check_strategy
 
 
 class DataWeighting(Callback):
@@ -63,6 +63,7 @@ class DataWeighting(Callback):
 
     Raises:
         ValueError: If a number is out of its range.
+        TypeError: If a string stands for an object.
         MisconfigurationException: If look-ahead and strategy do not fit together.
     """
 
@@ -93,6 +94,8 @@ class DataWeighting(Callback):
                 raise ValueError(f"{name}={value} must be at least {bound}.")
         if not 0 <= min_effective_sample_size < 1:
             raise ValueError(f"min_effective_sample_size={min_effective_sample_size} must lie in [0, 1).")
+        check_object("strategy", strategy, WeightingStrategy, "LearnedWeights()")
+        check_object("hypergradient", hypergradient, Hypergradient, "Hypergradient()")
         self.val_dataloader, self.num_samples, self.criterion = val_dataloader, num_samples, criterion
         self.strategy = strategy or LearnedWeights()
         self.hypergradient = hypergradient or self.strategy.hypergradient()
@@ -104,7 +107,9 @@ class DataWeighting(Callback):
         self.optimizer, self.every_n_steps, self.warmup_epochs = optimizer, every_n_steps, warmup_epochs
         self.freeze_after, self.pictures = freeze_after, pictures
         self.min_effective_sample_size = min_effective_sample_size
-        self.reading = Reading(index_fn, label_fn, val_batches, eval_mode, seed)
+        self.reading = Reading(
+            index_fn=index_fn, label_fn=label_fn, val_batches=val_batches, eval_mode=eval_mode, seed=seed
+        )
         self._restored: dict[str, Any] | None = None
         self._result: Tensor | None = None
         self._saved: dict[str, Any] = {}
@@ -139,18 +144,18 @@ class DataWeighting(Callback):
             with random_state_kept(device, self.reading.seed):
                 counts = total(count_labels(trainer.train_dataloader, self.reading.label_fn).to(device))
         self._run = WeightingRun(
-            pl_module,
-            self._losses,
-            self.strategy,
-            self.hypergradient,
-            optimizer,
-            _length(trainer.train_dataloader) if self.num_samples is None else self.num_samples,
-            counts,
-            validation_loader(trainer, self.val_dataloader, "a loader of clean examples")
+            module=pl_module,
+            losses=self._losses,
+            strategy=self.strategy,
+            hypergradient=self.hypergradient,
+            optimizer=optimizer,
+            num_samples=_length(trainer.train_dataloader) if self.num_samples is None else self.num_samples,
+            class_counts=counts,
+            val_loader=validation_loader(trainer, self.val_dataloader, "a loader of clean examples")
             if self.strategy.needs_gains
             else None,
-            self.reading,
-            batch_mover(trainer, device),
+            reading=self.reading,
+            to_device=batch_mover(trainer, device),
         )
         if self._restored is not None:
             self._run.load_state_dict(self._restored)

@@ -1,5 +1,6 @@
 """Re-ranks any image-text matcher by aligned conceptual knowledge, beside its own figures."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lit_methods.errors import check_lightning
+from lit_methods.errors import check_lightning, check_object
 from lit_methods.image_text.functional import Pooling, match
 from lit_methods.image_text.knowledge import KnowledgeBase
 from lit_methods.image_text.matcher import KnowledgeMatcher
@@ -32,7 +33,8 @@ class KnowledgeRerank(Callback):
 
     Args:
         scores: Name of the module's attribute or method that gives scores `(I, T)` of the set just evaluated, or a
-            function of the module. It is asked after the last batch, before the module's own `on_..._epoch_end`.
+            function of the module. It is asked after the last batch, before the module's own `on_..._epoch_end`; an
+            attribute must be there from the start, if only as None.
         knowledge: The dictionary, or its folder; None builds it from the data's `knowledge_dataloader`.
         data: Datamodule with the same images, as regions, and captions in the same order; None takes the trainer's.
         alpha: Weight of the knowledge, for both directions or `(t2i, i2t)`; None searches it on the validation set.
@@ -52,6 +54,7 @@ class KnowledgeRerank(Callback):
 
     Raises:
         ValueError: If an argument is out of its range.
+        TypeError: If something else stands for an object.
     """
 
     def __init__(
@@ -71,17 +74,25 @@ class KnowledgeRerank(Callback):
     ) -> None:
         super().__init__()
         weights = (alpha, alpha) if isinstance(alpha, (int, float)) else alpha
-        if weights is not None and (len(weights) != 2 or min(weights) < 0):
-            raise ValueError(f"alpha={alpha} must be at least 0, one for both directions or (t2i, i2t).")
-        if not alphas or min(alphas) < 0:
-            raise ValueError(f"alphas={tuple(alphas)} must hold weights of at least 0.")
+        if weights is not None and (len(weights) != 2 or not _are_weights(weights)):
+            raise ValueError(f"alpha={alpha} must be finite and at least 0, one for both directions or (t2i, i2t).")
+        if not alphas or not _are_weights(alphas):
+            raise ValueError(f"alphas={tuple(alphas)} must hold weights that are finite and at least 0.")
         if top_k < 1:
             raise ValueError(f"top_k={top_k} must be at least 1.")
         if fusion not in ("raw", "softmax", "zscore"):
             raise ValueError(f"fusion={fusion!r} must be 'raw', 'softmax' or 'zscore'.")
-        base = knowledge if isinstance(knowledge, KnowledgeBase) else KnowledgeBase()
+        check_object("data", data, LightningDataModule, "your_datamodule")
         self.folder = knowledge if isinstance(knowledge, (str, Path)) else None
-        self.matcher = KnowledgeMatcher(base, parser, transform, pooling, modifier_weight, memory_mib)
+        base = KnowledgeBase() if knowledge is None or isinstance(knowledge, (str, Path)) else knowledge
+        self.matcher = KnowledgeMatcher(
+            knowledge=base,
+            parser=parser,
+            transform=transform,
+            pooling=pooling,
+            modifier_weight=modifier_weight,
+            memory_mib=memory_mib,
+        )
         self.scores, self.data, self.alphas = scores, data, tuple(alphas)
         self.top_k, self.fusion = top_k, fusion
         self.alpha: tuple[float, float] | None = None if weights is None else (float(weights[0]), float(weights[1]))
@@ -89,10 +100,43 @@ class KnowledgeRerank(Callback):
         self._known: dict[str, tuple[tuple[Tensor, Tensor], Tensor]] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Reads the knowledge, where a folder was given."""
+        """Reads or builds the knowledge, and refuses what would only fail at the end of an evaluation.
+
+        Raises:
+            MisconfigurationException: If the module has no such scores, or the data no captions and regions.
+        """
         check_lightning(pl_module)
         if self.folder is not None and not len(self.matcher.knowledge):
             self.matcher.knowledge = KnowledgeBase.load(self.folder)
+        if stage == "predict" or (stage == "fit" and not trainer.enable_validation):
+            return
+        self._known = {}
+        # Not hasattr, which would work out a property before there are any scores.
+        if isinstance(self.scores, str) and self.scores not in dir(pl_module):
+            raise MisconfigurationException(
+                f"scores={self.scores!r}: {type(pl_module).__name__} has no such attribute or method; name one "
+                "that gives its scores (I, T), or pass a function of the module."
+            )
+        data = self._data(trainer)
+        evaluated = "test" if stage == "test" else "validate"
+        if self.data is not None:
+            self.data.prepare_data()
+            self.data.setup(evaluated)
+        _loaders(data, evaluated)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]  # a property that Lightning makes by name
+            prepare(self.matcher, data)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses to choose a weight on the test set.
+
+        Raises:
+            MisconfigurationException: If it was to be searched and no validation set was seen.
+        """
+        if self.alpha is None and not _is_dry(trainer):
+            raise MisconfigurationException(
+                "alpha=None is searched on the validation set, and none was run: choosing it on the test set would "
+                "leak. Call trainer.validate first, or pass alpha=0.15."
+            )
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Re-ranks the validation set, and searches the weights where they were not given."""
@@ -110,11 +154,6 @@ class KnowledgeRerank(Callback):
         """Re-ranks the test set with weights that it had no part in."""
         if _is_dry(trainer):
             return
-        if self.alpha is None:
-            raise MisconfigurationException(
-                "alpha=None is searched on the validation set, and none was run: choosing it on the test set would "
-                "leak. Call trainer.validate first, or pass alpha=0.15."
-            )
         base = self._base(pl_module)
         known, image = self._knowledge_scores(trainer, "test", base)
         self._log(pl_module, "test", base, known, image)
@@ -131,38 +170,35 @@ class KnowledgeRerank(Callback):
 
     def _base(self, pl_module: LightningModule) -> Tensor:
         if isinstance(self.scores, str):
-            if not hasattr(pl_module, self.scores):
-                raise MisconfigurationException(
-                    f"scores={self.scores!r}: {type(pl_module).__name__} has no such attribute or method; name one "
-                    "that gives its scores (I, T), or pass a function of the module."
-                )
             found = getattr(pl_module, self.scores)
             found = found() if callable(found) else found
         else:
             found = self.scores(pl_module)
         return torch.as_tensor(found).detach().float()
 
+    def _data(self, trainer: Trainer) -> LightningDataModule:
+        data: LightningDataModule | None = self.data
+        if data is None:
+            data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning attaches it
+        if data is None:
+            raise MisconfigurationException(
+                "KnowledgeRerank reads captions and regions from a datamodule, and the Trainer was given loaders. "
+                "Pass data=, a LightningDataModule with the same images and captions in the same order."
+            )
+        return data
+
     @torch.no_grad()
     def _knowledge_scores(self, trainer: Trainer, stage: str, base: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
         if stage not in self._known:
-            data = self.data if self.data is not None else trainer.datamodule  # type: ignore[attr-defined]  # Lightning attaches it
-            if data is None:
-                raise MisconfigurationException(
-                    "KnowledgeRerank reads captions and regions from a datamodule, and the Trainer was given loaders. "
-                    "Pass data=, a LightningDataModule with the same images and captions in the same order."
-                )
-            if self.data is not None:
-                self.data.prepare_data()
-                self.data.setup(stage)
-            prepare(self.matcher, data)
             self.matcher.to(base.device)
-            captions, images = data.val_dataloader() if stage == "validate" else data.test_dataloader()
+            captions, images = _loaders(self._data(trainer), stage)
             self._known[stage] = self._score(list(captions), images, base.device)
         known, image = self._known[stage]
         if tuple(base.shape) != tuple(known[0].shape):
-            hint = " It looks transposed." if tuple(base.T.shape) == tuple(known[0].shape) else ""
+            turned = tuple(base.T.shape) == tuple(known[0].shape)
+            hint = "It looks transposed." if turned else "Give those of the whole set, of all processes."
             raise ValueError(
-                f"scores gave {tuple(base.shape)}, but the data has {tuple(known[0].shape)} images and captions.{hint}"
+                f"scores gave {tuple(base.shape)}, but the data has {tuple(known[0].shape)} images and captions. {hint}"
             )
         return (known[0].to(base.device), known[1].to(base.device)), image.to(base.device)
 
@@ -199,7 +235,9 @@ class KnowledgeRerank(Callback):
         self, pl_module: LightningModule, stage: str, base: Tensor, known: tuple[Tensor, Tensor], image: Tensor
     ) -> None:
         if self.alpha is None:
-            raise RuntimeError("alpha is not known yet")
+            raise RuntimeError(
+                "alpha=None, and no weight was searched. Call trainer.validate first, or pass alpha=0.15."
+            )
         found: dict[str, list[dict[str, Tensor]]] = {"base": [], "rerank": []}
         for way in range(2):
             oriented = self._oriented(base, known, image, way)
@@ -212,6 +250,21 @@ class KnowledgeRerank(Callback):
                 figures |= {f"{stage}/{name}_{_DIRECTIONS[way]}_{k}": v.float() for k, v in recalls[way].items()}
             figures[f"{stage}/{name}_rsum"] = recall_sum(*recalls)
         pl_module.log_dict(figures)
+
+
+def _are_weights(values: Sequence[float]) -> bool:
+    return all(0 <= value < math.inf for value in values)
+
+
+def _loaders(data: LightningDataModule, stage: str) -> Sequence[Any]:
+    loaders = data.val_dataloader() if stage == "validate" else data.test_dataloader()
+    if not isinstance(loaders, Sequence) or len(loaders) != 2:
+        name = "val_dataloader" if stage == "validate" else "test_dataloader"
+        raise MisconfigurationException(
+            f"{name} of {type(data).__name__} gives {type(loaders).__name__}; KnowledgeRerank takes two loaders, of "
+            "captions and of images as regions. Pass data=, a LightningDataModule that has both."
+        )
+    return loaders
 
 
 def _is_dry(trainer: Trainer) -> bool:

@@ -21,7 +21,7 @@ from lit_methods.data_manipulation.processes import average, is_distributed
 from lit_methods.data_manipulation.reduction import PerSampleLosses
 from lit_methods.data_manipulation.soft_words import SoftEmbedding, SoftWords, word_embedding
 from lit_methods.data_manipulation.validation import ValidationStream, batch_mover
-from lit_methods.errors import check_lightning, check_strategy
+from lit_methods.errors import check_factory, check_lightning, check_object, check_strategy
 
 
 class LearnedAugmentation(Callback):
@@ -54,6 +54,7 @@ class LearnedAugmentation(Callback):
 
     Raises:
         ValueError: If a number is out of its range.
+        TypeError: If a string stands for an object.
     """
 
     def __init__(
@@ -79,6 +80,9 @@ class LearnedAugmentation(Callback):
                 raise ValueError(f"{name}={value} must be at least 1.")
         if warmup_epochs < 0:
             raise ValueError(f"warmup_epochs={warmup_epochs} must be at least 0.")
+        check_object("augmenter", augmenter, MaskedLMAugmenter, "MaskedLMAugmenter(num_classes=2)")
+        check_object("hypergradient", hypergradient, Hypergradient, "Hypergradient(lookahead=PlainGradient())")
+        check_factory("augmenter_optimizer", augmenter_optimizer)
         self.hypergradient = hypergradient or Hypergradient(lookahead=PlainGradient())
         if self.hypergradient.lookahead.follows_training:
             raise MisconfigurationException(

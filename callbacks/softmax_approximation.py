@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,10 +81,10 @@ class SoftmaxApproximation(Callback):
             raise ValueError(f"memory_target={memory_target!r} belongs to codec='auto', but codec is {codec!r}.")
         if error_every_n_steps is not None and error_every_n_steps < 1:
             raise ValueError(f"error_every_n_steps must be at least 1 or None, but is {error_every_n_steps!r}.")
-        if max_error is not None and (error_every_n_steps is None or max_error <= 0):
+        if max_error is not None and (error_every_n_steps is None or not 0 < max_error < math.inf):
             raise ValueError(
-                f"max_error={max_error!r} must be above 0, and error_every_n_steps says how often to look, but is"
-                f" {error_every_n_steps!r}."
+                f"max_error={max_error!r} must be above 0 and finite, and error_every_n_steps says how often to look,"
+                f" but is {error_every_n_steps!r}."
             )
         self.codec = as_codec(codec)
         self.modules = (modules,) if isinstance(modules, str) else None if modules is None else tuple(modules)

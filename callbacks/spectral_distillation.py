@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lit_methods.errors import check_lightning, check_strategy
+from lit_methods.errors import check_at_least, check_lightning, check_object, check_strategy
 from lit_methods.federated.distillation import WeightSelection, select_weights
 from lit_methods.federated.functional import (
     SpectralLayout,
@@ -49,6 +49,7 @@ class SpectralDistillation(Callback):
 
     Raises:
         ValueError: If an argument is out of its range.
+        TypeError: If `teacher` is no module.
     """
 
     def __init__(
@@ -63,8 +64,8 @@ class SpectralDistillation(Callback):
         smooth: bool = False,
     ) -> None:
         super().__init__()
-        if not weight >= 0:
-            raise ValueError(f"weight={weight} must be at least 0.")
+        check_at_least("weight", weight)
+        check_object("teacher", teacher, nn.Module, "the pretrained network")
         SpectralPlan.make(((2,),), layout, ratio, "half", smooth)
         self.weight, self.teacher, self.submodule = weight, teacher, submodule
         self.ratio, self.layout, self.selection = ratio, layout, selection

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from lit_methods.errors import check_lightning, check_strategy
+from lit_methods.errors import check_lightning, check_rising, check_strategy
 
 _COLUMNS = ("file", "index", "label", "strength")
 _NEEDED = ("images", "label", "index")
@@ -52,7 +52,8 @@ class SyntheticImageWriter(BasePredictionWriter):
           predicted.
 
     Raises:
-        ValueError: If `value_range` does not rise.
+        ValueError: If `value_range` does not rise, or two classes would share a folder.
+        TypeError: If `class_names` is no list of strings.
     """
 
     def __init__(
@@ -63,8 +64,9 @@ class SyntheticImageWriter(BasePredictionWriter):
         keep_predictions: bool = False,
     ) -> None:
         super().__init__("batch")
-        if not value_range[0] < value_range[1]:
-            raise ValueError(f"value_range={tuple(value_range)} must rise, as in (-1.0, 1.0).")
+        check_rising("value_range", value_range)
+        if class_names is not None:
+            _check_names(class_names)
         self.output_dir = Path(output_dir)
         self.value_range = value_range
         self.class_names = None if class_names is None else tuple(class_names)
@@ -93,6 +95,12 @@ class SyntheticImageWriter(BasePredictionWriter):
         settings = _settings(pl_module) | getattr(cast(Any, trainer).datamodule, "prediction_settings", {})
         self._range = tuple(settings.get("value_range", self.value_range))
         settings["value_range"] = list(self._range)
+        known = getattr(pl_module, "num_classes", None)
+        if self.class_names is not None and isinstance(known, int) and len(self.class_names) < known:
+            raise ValueError(
+                f"class_names={self.class_names} are {len(self.class_names)} names, but {type(pl_module).__name__} has"
+                f" num_classes={known}; name them all."
+            )
         if trainer.is_global_zero:
             self._claim(settings)
         trainer.strategy.barrier("synthetic_image_writer")
@@ -197,6 +205,16 @@ class SyntheticImageWriter(BasePredictionWriter):
             return predict_step(_take(batch, due), *args, **kwargs)
 
         return step
+
+
+def _check_names(class_names: Sequence[str]) -> None:
+    if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
+        raise TypeError(f"class_names={class_names!r} must be a list with the name of each class.")
+    if len(set(class_names)) < len(class_names):
+        raise ValueError(f"class_names={tuple(class_names)} must differ: each class has a folder of its own.")
+    outside = [name for name in class_names if name in ("", ".", "..", "shards") or "/" in name or os.sep in name]
+    if outside:
+        raise ValueError(f"class_names={tuple(class_names)} must be names of folders, which {outside} are not.")
 
 
 def _take(batch: Any, due: Tensor) -> Any:

@@ -70,7 +70,13 @@ def read_karpathy(path: str | Path, split: str, captions_per_image: int | None) 
     if (counts == 0).any():
         raise ValueError(f"{path}: image {names[int((counts == 0).nonzero()[0])][0]} has no caption.")
     image = torch.arange(len(chosen)).repeat_interleave(counts)
-    return CaptionFile([text for own in texts for text in own], image, names, [row for row, _ in chosen], len(images))
+    return CaptionFile(
+        captions=[text for own in texts for text in own],
+        image=image,
+        names=names,
+        rows=[row for row, _ in chosen],
+        num_all=len(images),
+    )
 
 
 def _also(split: str) -> str:

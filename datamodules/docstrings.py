@@ -75,17 +75,17 @@ class DocstringDataModule(TextDataModule):
         yield_index: bool = False,
     ) -> None:
         super().__init__(
-            batch_size,
-            tokenizer,
-            max_length,
-            pad_to_max_length,
-            max_vocab_size,
-            val_fraction,
-            split_seed,
-            num_workers,
-            drop_last,
-            degradation,
-            yield_index,
+            batch_size=batch_size,
+            tokenizer=tokenizer,
+            max_length=max_length,
+            pad_to_max_length=pad_to_max_length,
+            max_vocab_size=max_vocab_size,
+            val_fraction=val_fraction,
+            split_seed=split_seed,
+            num_workers=num_workers,
+            drop_last=drop_last,
+            degradation=degradation,
+            yield_index=yield_index,
         )
         if sentences_per_library < 10:
             raise ValueError(f"sentences_per_library={sentences_per_library} must be at least 10.")

@@ -70,15 +70,15 @@ class FashionMNISTDataModule(ImageDataModule):
         yield_index: bool = False,
     ) -> None:
         super().__init__(
-            batch_size,
-            val_fraction,
-            split_seed,
-            num_workers,
-            train_transform,
-            drop_last,
-            value_range,
-            degradation,
-            yield_index,
+            batch_size=batch_size,
+            val_fraction=val_fraction,
+            split_seed=split_seed,
+            num_workers=num_workers,
+            train_transform=train_transform,
+            drop_last=drop_last,
+            value_range=value_range,
+            degradation=degradation,
+            yield_index=yield_index,
         )
         self.data_dir = data_dir
 

@@ -141,7 +141,7 @@ class FederatedBatches:
         """The batches, in the order of the test set."""
         for chosen in torch.split(torch.arange(len(self.dataset)), self.batch_size):
             inputs, labels = self.dataset.__getitems__(chosen)  # type: ignore[arg-type]  # positions as a tensor
-            yield FederatedBatch(inputs, labels, self.members[chosen], self.federation)
+            yield FederatedBatch(inputs=inputs, labels=labels, members=self.members[chosen], federation=self.federation)
 
 
 def local_test_sets(class_counts: Tensor, test_labels: Tensor, seed: int) -> Tensor:
@@ -284,7 +284,9 @@ class FederatedDataModule(LightningDataModule):
             raise RuntimeError(f"{type(self.source).__name__} has no such set after setup.")
         counts = federation.class_counts(self.num_classes)
         members = local_test_sets(counts, dataset.labels, self.partition_seed)
-        return FederatedBatches(dataset, members, federation, self.eval_batch_size)
+        return FederatedBatches(
+            dataset=dataset, members=members, federation=federation, batch_size=self.eval_batch_size
+        )
 
     def _dealt(self) -> ClientPartition:
         if self.federation is None:

@@ -70,17 +70,17 @@ class HubImageDataModule(ImageDataModule):
         yield_index: bool = False,
     ) -> None:
         super().__init__(
-            batch_size,
-            val_fraction,
-            split_seed,
-            num_workers,
-            train_transform,
-            drop_last,
-            value_range,
-            degradation,
-            yield_index,
+            batch_size=batch_size,
+            val_fraction=val_fraction,
+            split_seed=split_seed,
+            num_workers=num_workers,
+            train_transform=train_transform,
+            drop_last=drop_last,
+            value_range=value_range,
+            degradation=degradation,
+            yield_index=yield_index,
         )
-        self.source = HubSource(dataset, data_dir, subset, cache_dir)
+        self.source = HubSource(dataset=dataset, data_dir=data_dir, subset=subset, cache_dir=cache_dir)
         self.image_column = image_column
         self.label_column = label_column
         self.image_size = image_size

@@ -66,19 +66,19 @@ class HubTextDataModule(TextDataModule):
         yield_index: bool = False,
     ) -> None:
         super().__init__(
-            batch_size,
-            tokenizer,
-            max_length,
-            pad_to_max_length,
-            max_vocab_size,
-            val_fraction,
-            split_seed,
-            num_workers,
-            drop_last,
-            degradation,
-            yield_index,
+            batch_size=batch_size,
+            tokenizer=tokenizer,
+            max_length=max_length,
+            pad_to_max_length=pad_to_max_length,
+            max_vocab_size=max_vocab_size,
+            val_fraction=val_fraction,
+            split_seed=split_seed,
+            num_workers=num_workers,
+            drop_last=drop_last,
+            degradation=degradation,
+            yield_index=yield_index,
         )
-        self.source = HubSource(dataset, data_dir, subset, cache_dir)
+        self.source = HubSource(dataset=dataset, data_dir=data_dir, subset=subset, cache_dir=cache_dir)
         self.text_column = text_column
         self.label_column = label_column
 

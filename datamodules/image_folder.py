@@ -53,7 +53,15 @@ class ImageFolderDataModule(ImageDataModule):
         drop_last: bool = False,
         value_range: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        super().__init__(batch_size, val_fraction, split_seed, num_workers, train_transform, drop_last, value_range)
+        super().__init__(
+            batch_size=batch_size,
+            val_fraction=val_fraction,
+            split_seed=split_seed,
+            num_workers=num_workers,
+            train_transform=train_transform,
+            drop_last=drop_last,
+            value_range=value_range,
+        )
         self.data_dir = Path(data_dir)
         self.image_size = image_size
         self.mode = mode

@@ -56,7 +56,9 @@ class ImageTextDataModule(RetrievalDataModule):
         num_workers: int = 0,
         disjoint: bool = True,
     ) -> None:
-        super().__init__(batch_size, captions_per_batch, num_workers, disjoint)
+        super().__init__(
+            batch_size=batch_size, captions_per_batch=captions_per_batch, num_workers=num_workers, disjoint=disjoint
+        )
         limits = {"num_val_images": num_val_images, "num_test_images": num_test_images}
         for name, value in {"captions_per_image": captions_per_image, **limits}.items():
             if value is not None and value < 1:

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lit_methods.errors import check_rising
+
 from .classification import ClassificationDataModule
 from .dataset import ImageDataset, ImageTransform, collate_images
 from .degradation import Degradation
@@ -56,9 +58,16 @@ class ImageDataModule(ClassificationDataModule[Tensor, ImageDataset]):
         degradation: Degradation | None = None,
         yield_index: bool = False,
     ) -> None:
-        super().__init__(batch_size, val_fraction, split_seed, num_workers, drop_last, degradation, yield_index)
-        if not value_range[0] < value_range[1]:
-            raise ValueError(f"value_range={tuple(value_range)} must rise, as in (-1.0, 1.0).")
+        super().__init__(
+            batch_size=batch_size,
+            val_fraction=val_fraction,
+            split_seed=split_seed,
+            num_workers=num_workers,
+            drop_last=drop_last,
+            degradation=degradation,
+            yield_index=yield_index,
+        )
+        check_rising("value_range", value_range)
         self.train_transform = train_transform
         self.value_range = value_range
 
@@ -74,4 +83,10 @@ class ImageDataModule(ClassificationDataModule[Tensor, ImageDataset]):
     def make_part(self, examples: Tensor, labels: Tensor, split: Split) -> ImageDataset:
         """The data set of one part; only training images are transformed."""
         transform = self.train_transform if split == "train" else None
-        return ImageDataset(examples, labels, self.pixel_maximum, self.value_range, transform)
+        return ImageDataset(
+            images=examples,
+            labels=labels,
+            pixel_maximum=self.pixel_maximum,
+            value_range=self.value_range,
+            transform=transform,
+        )

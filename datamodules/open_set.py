@@ -308,7 +308,12 @@ class OpenSetDataModule(LightningDataModule):
         return self._dataset(images, new[labels])
 
     def _dataset(self, images: Tensor, labels: Tensor, maximum: int | None = None) -> ImageDataset:
-        return ImageDataset(images, labels, maximum or self.source.pixel_maximum, self.source.value_range)
+        return ImageDataset(
+            images=images,
+            labels=labels,
+            pixel_maximum=maximum or self.source.pixel_maximum,
+            value_range=self.source.value_range,
+        )
 
     def _ready(self, dataset: Any, stage: str = "fit") -> Any:
         if dataset is None:
@@ -317,7 +322,13 @@ class OpenSetDataModule(LightningDataModule):
 
     def _training_loader(self, dataset: Dataset[Any], size: int, steps: int, stream: int) -> DataLoader[Any]:
         rank, processes = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        sampler = RepeatingSampler(len(dataset), size * steps, 2 * self.split_seed + stream, processes, rank)  # type: ignore[arg-type]  # torch's Dataset promises no length and no batches
+        sampler = RepeatingSampler(
+            size=len(dataset),  # type: ignore[arg-type]  # torch's Dataset promises no length and no batches
+            num_samples=size * steps,
+            seed=2 * self.split_seed + stream,
+            num_replicas=processes,
+            rank=rank,
+        )
         return self._loader(dataset, size, sampler)
 
     def _loader(

@@ -100,11 +100,11 @@ class OpenSetSplit:
                 f"unlabeled_classes={list(pool_classes)} leave no unlabelled image; take more classes or fewer labels."
             )
         return OpenSetSplit(
-            known,
-            torch.cat(labeled).sort().values,
-            unlabeled.sort().values,
-            torch.cat(val).sort().values,
-            _digest(labels),
+            known_classes=known,
+            labeled=torch.cat(labeled).sort().values,
+            unlabeled=unlabeled.sort().values,
+            val=torch.cat(val).sort().values,
+            digest=_digest(labels),
         )
 
     def prior(self, labels: Tensor) -> float:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_methods.errors import check_above
+
 _ATTEMPTS = 1000
 
 
@@ -65,11 +67,6 @@ class Partition(ABC):
         )
 
 
-def _positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name}={value} must be positive.")
-
-
 @dataclass(frozen=True)
 class IIDPartition(Partition):
     """Random parts of equal size, up to one example.
@@ -107,7 +104,7 @@ class BernoulliDirichletPartition(Partition):
         """Refuses numbers out of range."""
         if not 0 < self.p <= 1:
             raise ValueError(f"p={self.p} must lie in (0, 1].")
-        _positive("alpha", self.alpha)
+        check_above("alpha", self.alpha)
 
     def holders(self, num_clients: int, num_classes: int, rng: np.random.Generator) -> np.ndarray:
         """Which client has which class, `(K, C)` bool: no empty row, no empty column.
@@ -152,7 +149,7 @@ class DirichletPartition(Partition):
 
     def __post_init__(self) -> None:
         """Refuses numbers out of range."""
-        _positive("alpha", self.alpha)
+        check_above("alpha", self.alpha)
 
     def deal(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
         """See `Partition.deal`."""
@@ -173,7 +170,7 @@ class PathologicalPartition(Partition):
 
     def __post_init__(self) -> None:
         """Refuses numbers out of range."""
-        _positive("classes_per_client", self.classes_per_client)
+        check_above("classes_per_client", self.classes_per_client)
 
     def deal(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
         """See `Partition.deal`.
@@ -219,7 +216,7 @@ class ShardPartition(Partition):
 
     def __post_init__(self) -> None:
         """Refuses numbers out of range."""
-        _positive("shards_per_client", self.shards_per_client)
+        check_above("shards_per_client", self.shards_per_client)
 
     def deal(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
         """See `Partition.deal`."""

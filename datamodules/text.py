@@ -63,7 +63,15 @@ class TextDataModule(ClassificationDataModule[list[str], TextDataset]):
         degradation: Degradation | None = None,
         yield_index: bool = False,
     ) -> None:
-        super().__init__(batch_size, val_fraction, split_seed, num_workers, drop_last, degradation, yield_index)
+        super().__init__(
+            batch_size=batch_size,
+            val_fraction=val_fraction,
+            split_seed=split_seed,
+            num_workers=num_workers,
+            drop_last=drop_last,
+            degradation=degradation,
+            yield_index=yield_index,
+        )
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length={max_length} must be at least 1.")
         if pad_to_max_length and max_length is None:
@@ -126,4 +134,4 @@ class TextDataModule(ClassificationDataModule[list[str], TextDataset]):
         """The data set of one part; the training part settles the default vocabulary."""
         if self._tokenizer is None and self._given_tokenizer is None:
             self._tokenizer = train_word_tokenizer(examples, self.max_vocab_size)
-        return TextDataset(examples, labels, self.tokenizer, self.max_length)
+        return TextDataset(texts=examples, labels=labels, tokenizer=self.tokenizer, max_length=self.max_length)

@@ -81,7 +81,7 @@ class TranslationDataModule(LightningDataModule):
             raise ValueError(f"max_length={max_length} must be at least 3: start, one word, end.")
         if num_workers < 0:
             raise ValueError(f"num_workers={num_workers} must be at least 0.")
-        self.source = HubSource(dataset, data_dir, subset, cache_dir)
+        self.source = HubSource(dataset=dataset, data_dir=data_dir, subset=subset, cache_dir=cache_dir)
         self.source_column, self.target_column = source_column, target_column
         self.batch_size, self.max_length, self.pad_to_max_length = batch_size, max_length, pad_to_max_length
         self.max_vocab_size, self.min_frequency, self.num_workers = max_vocab_size, min_frequency, num_workers

@@ -10,6 +10,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from lit_methods.errors import check_factory, check_object
+
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 
 
@@ -36,7 +38,7 @@ class Classifier(LightningModule):
 
     Raises:
         ValueError: If `num_classes` is below 2.
-        TypeError: If `loss` has no `reduction` attribute.
+        TypeError: If `loss` has no `reduction` attribute, or a string stands for an object.
     """
 
     def __init__(
@@ -55,6 +57,9 @@ class Classifier(LightningModule):
                 f"loss={type(loss).__name__} has no `reduction` attribute, which per_sample_loss needs; "
                 "pass a loss that follows torch.nn, such as torch.nn.CrossEntropyLoss(label_smoothing=0.1)."
             )
+        check_object("network", network, nn.Module, "MLP(64, [32], 10)")
+        check_factory("optimizer", optimizer)
+        check_factory("scheduler", scheduler, "partial(StepLR, step_size=10)")
         self.save_hyperparameters(ignore=["network", "loss", "optimizer", "scheduler"])
         self.network = network
         self.loss = nn.CrossEntropyLoss() if loss is None else loss

@@ -162,7 +162,7 @@ def test_plateau_scheduler_watches_the_validation_loss(tmp_path: Path) -> None:
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-11)
 
 
-@pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")
+@pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")  # an empty set is the case
 @pytest.mark.parametrize("val_fraction", [0.0, 0.1])
 def test_bf16_mixed_runs_every_stage(tmp_path: Path, val_fraction: float) -> None:
     data = DigitsDataModule(val_fraction=val_fraction)

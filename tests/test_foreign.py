@@ -19,9 +19,9 @@ FIX = "Replace `import pytorch_lightning as pl` by `import lightning.pytorch as 
 def module_of_the_other_package(monkeypatch: pytest.MonkeyPatch) -> type[nn.Module]:
     """A user's module on a stand-in for the other package, which is no dependency."""
     other, project = ModuleType("pytorch_lightning"), ModuleType("project")
-    other.LightningModule = type("LightningModule", (nn.Module,), {"__module__": "pytorch_lightning"})  # type: ignore[attr-defined]
-    net = type("Net", (other.LightningModule,), {"__module__": "project"})  # type: ignore[attr-defined]
-    project.Net = net  # type: ignore[attr-defined]
+    other.LightningModule = type("LightningModule", (nn.Module,), {"__module__": "pytorch_lightning"})
+    net = type("Net", (other.LightningModule,), {"__module__": "project"})
+    project.Net = net
     monkeypatch.setitem(sys.modules, "pytorch_lightning", other)
     monkeypatch.setitem(sys.modules, "project", project)
     return net

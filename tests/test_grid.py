@@ -78,7 +78,7 @@ def _parts(module: str, callback: str, folder: Path) -> Parts:
     return Parts(parts.module, [*parts.callbacks, *found], parts.data)
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # pairs that nobody means to run warn of much
 @pytest.mark.parametrize("callback", CALLBACKS)
 @pytest.mark.parametrize("module", MODULES)
 def test_each_pair_works_or_is_refused(module: str, callback: str, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lit_methods.errors import check_above, check_at_least
+
 
 class Proposal(NamedTuple):
     """The random part of one variant of each text, so that it can be drawn once and evaluated again.
@@ -64,10 +66,11 @@ class MaskedLMAugmenter(nn.Module):
         num_layers: int = 2,
     ) -> None:
         super().__init__()
-        if num_classes < 2 or min_masked < 1:
-            raise ValueError(f"num_classes={num_classes} must be at least 2 and min_masked={min_masked} at least 1.")
-        if not 0 < mask_ratio <= 1 or not temperature > 0:
-            raise ValueError(f"mask_ratio={mask_ratio} must lie in (0, 1] and temperature={temperature} be positive.")
+        check_at_least("num_classes", num_classes, 2)
+        check_at_least("min_masked", min_masked, 1)
+        if not 0 < mask_ratio <= 1:
+            raise ValueError(f"mask_ratio={mask_ratio} must lie in (0, 1].")
+        check_above("temperature", temperature)
         model: Any = _language_model(masked_lm, vocab_size, hidden_size, num_layers)
         self.masked_lm: Any = model
         self.num_classes, self.mask_token_id = num_classes, mask_token_id

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import functional_call, jvp
 
 from lit_methods.data_manipulation.problem import Evaluation, Problem
+from lit_methods.errors import check_above
 
 RADII = {torch.float32: 1e-2, torch.float64: 1e-5}
 
@@ -78,8 +79,8 @@ class FiniteDifference(Derivative):
     """
 
     def __init__(self, radius: float | None = None) -> None:
-        if radius is not None and not radius > 0:
-            raise ValueError(f"radius={radius} must be positive.")
+        if radius is not None:
+            check_above("radius", radius)
         self.radius = radius
 
     def per_example(self, problem: Problem, direction: Sequence[Tensor]) -> Tensor:

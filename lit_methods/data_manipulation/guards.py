@@ -45,14 +45,18 @@ def check_optimizer(optimizers: Sequence[Optimizer], chosen: int | None) -> Opti
         MisconfigurationException: If there is none, several and none is named, or one of private training.
     """
     if not optimizers:
-        raise MisconfigurationException("The module has no optimizer, so that no training step answers to a weight.")
+        raise MisconfigurationException(
+            "The module has no optimizer, so that no training step answers to a weight. Return one."
+        )
     if chosen is None and len(optimizers) > 1:
         raise MisconfigurationException(
             f"The module has {len(optimizers)} optimizers. Name the one that trains on the weighted loss by its"
             " position in configure_optimizers, such as optimizer=0."
         )
     if chosen is not None and not 0 <= chosen < len(optimizers):
-        raise MisconfigurationException(f"optimizer={chosen} names none of the module's {len(optimizers)} optimizers.")
+        raise MisconfigurationException(
+            f"optimizer={chosen} names none of the module's {len(optimizers)} optimizers: count from 0."
+        )
     found = optimizers[chosen or 0]
     if hasattr(found, "original_optimizer"):
         raise MisconfigurationException(

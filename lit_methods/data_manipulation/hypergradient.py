@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lit_methods.data_manipulation.derivatives import Derivative, FiniteDifference
 from lit_methods.data_manipulation.lookahead import LookAhead, TrainingStep
 from lit_methods.data_manipulation.problem import Problem
+from lit_methods.errors import check_object
 
 
 class Gains(NamedTuple):
@@ -53,6 +54,7 @@ class Hypergradient:
 
     Raises:
         ValueError: If `refresh_every` is below 1.
+        TypeError: If a string stands for an object.
     """
 
     keeps_origin = True
@@ -62,6 +64,8 @@ class Hypergradient:
     ) -> None:
         if refresh_every < 1:
             raise ValueError(f"refresh_every={refresh_every} must be at least 1.")
+        check_object("derivative", derivative, Derivative, "FiniteDifference()")
+        check_object("lookahead", lookahead, LookAhead, "TrainingStep()")
         self.derivative = derivative or FiniteDifference()
         self.lookahead = lookahead or TrainingStep()
         self.refresh_every = refresh_every

@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lit_methods.classifier import Classifier
 from lit_methods.data_manipulation.augmenter import MaskedLMAugmenter
 from lit_methods.data_manipulation.reduction import weighted_mean
+from lit_methods.errors import check_factory, check_object
 
 TextBatch = Mapping[str, Tensor]
 
@@ -76,6 +77,7 @@ class ConditionalMaskedLM(LightningModule):
 
     Raises:
         ValueError: If `mask_probability` is not in (0, 1].
+        TypeError: If a string stands for an object.
     """
 
     def __init__(
@@ -88,6 +90,8 @@ class ConditionalMaskedLM(LightningModule):
         super().__init__()
         if not 0 < mask_probability <= 1:
             raise ValueError(f"mask_probability={mask_probability} must lie in (0, 1].")
+        check_object("augmenter", augmenter, MaskedLMAugmenter, "MaskedLMAugmenter(num_classes=2)")
+        check_factory("optimizer", optimizer)
         self.save_hyperparameters(ignore=["augmenter", "optimizer"])
         self.augmenter = augmenter
         self.mask_probability, self.seed = mask_probability, seed

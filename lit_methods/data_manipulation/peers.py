@@ -13,6 +13,7 @@ from lit_methods.data_manipulation.functional import effective_number_weights, i
 from lit_methods.data_manipulation.hypergradient import Hypergradient
 from lit_methods.data_manipulation.lookahead import AtTheta, PlainGradient
 from lit_methods.data_manipulation.strategies import SampleBatch, WeightingStrategy
+from lit_methods.errors import check_at_least
 
 
 class RenReweighting(WeightingStrategy):
@@ -69,10 +70,9 @@ class MetaWeightNet(WeightingStrategy):
     needs_fresh_gains = True
 
     def __init__(self, hidden: int = 100, lr: float = 1e-3, weight_decay: float = 1e-4, seed: int = 0) -> None:
-        if hidden < 1 or lr < 0 or weight_decay < 0:
-            raise ValueError(
-                f"hidden={hidden} must be at least 1, lr={lr} and weight_decay={weight_decay} not negative."
-            )
+        check_at_least("hidden", hidden, 1)
+        check_at_least("lr", lr)
+        check_at_least("weight_decay", weight_decay)
         self._options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
         self._hidden, self._seed = hidden, seed
         self.start(1, None, torch.device("cpu"))

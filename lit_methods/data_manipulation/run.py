@@ -247,7 +247,7 @@ class WeightingRun:
         if len(state["last"]) != self.num_samples:
             raise ValueError(
                 f"The checkpoint has weights of {len(state['last'])} examples, but num_samples={self.num_samples}: it"
-                " belongs to another training set."
+                " belongs to another training set. Resume on that one, or train anew."
             )
         self.strategy.load_state_dict(state["strategy"])
         slope = [value.to(self.device) for value in state["hypergradient"]["slope"]]

@@ -13,6 +13,7 @@ from lit_methods.data_manipulation.functional import (
     softmax_weight_gradient,
     softmax_weights,
 )
+from lit_methods.errors import check_above, check_at_least
 
 
 class Normalization(ABC):
@@ -38,8 +39,7 @@ class Softmax(Normalization):
     """
 
     def __init__(self, temperature: float = 1.0) -> None:
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature} must be positive.")
+        check_above("temperature", temperature)
         self.temperature = temperature
 
     def weights(self, rows: Tensor) -> Tensor:
@@ -105,9 +105,9 @@ class LazyAdam(WeightStep):
     moments = 2
 
     def __init__(self, lr: float = 0.1, betas: tuple[float, float] = (0.9, 0.999)) -> None:
-        _check_rate(lr)
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas={tuple(betas)} must lie in [0, 1).")
+        check_at_least("lr", lr)
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas={tuple(betas)} must lie in [0, 1), one for each of the two moments.")
         self.lr = lr
         self.betas = (float(betas[0]), float(betas[1]))
 
@@ -129,7 +129,7 @@ class NormalizedStep(WeightStep):
     """
 
     def __init__(self, lr: float = 0.1) -> None:
-        _check_rate(lr)
+        check_at_least("lr", lr)
         self.lr = lr
 
     def __call__(self, rows: Tensor, gradient: Tensor, moments: Tensor, visits: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ class PlainStep(WeightStep):
     """
 
     def __init__(self, lr: float = 10.0) -> None:
-        _check_rate(lr)
+        check_at_least("lr", lr)
         self.lr = lr
 
     def __call__(self, rows: Tensor, gradient: Tensor, moments: Tensor, visits: Tensor) -> Tensor:
@@ -169,16 +169,11 @@ class DecayingStep(WeightStep):
     """
 
     def __init__(self, decay: float = 2.0, floor: float = 1e-5) -> None:
-        if not decay >= 1 or floor < 0:
-            raise ValueError(f"decay={decay} must be at least 1 and floor={floor} not negative.")
+        check_at_least("decay", decay, 1)
+        check_at_least("floor", floor)
         self.decay = decay
         self.floor = floor
 
     def __call__(self, rows: Tensor, gradient: Tensor, moments: Tensor, visits: Tensor) -> Tensor:
         """See the base class."""
         return (rows / self.decay - gradient).clamp(min=self.floor)
-
-
-def _check_rate(lr: float) -> None:
-    if lr < 0:
-        raise ValueError(f"lr={lr} must not be negative.")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_methods.data_manipulation.steps import LazyAdam, Normalization, Softmax, WeightStep
+from lit_methods.errors import check_above, check_object
 
 
 class WeightTable:
@@ -27,7 +29,8 @@ class WeightTable:
         - A row that a batch holds twice takes one step, along the sum of its gradients.
 
     Raises:
-        ValueError: If `num_samples` is below 1 or `max_logit` is not positive.
+        ValueError: If a number is out of its range.
+        TypeError: If a string stands for an object.
     """
 
     def __init__(
@@ -41,8 +44,12 @@ class WeightTable:
     ) -> None:
         if num_samples < 1:
             raise ValueError(f"num_samples={num_samples} must be at least 1.")
-        if max_logit is not None and not max_logit > 0:
-            raise ValueError(f"max_logit={max_logit} must be positive.")
+        if max_logit is not None:
+            check_above("max_logit", max_logit)
+        if not math.isfinite(initial):
+            raise ValueError(f"initial={initial} must be finite.")
+        check_object("step", step, WeightStep, "LazyAdam(lr=0.1)")
+        check_object("normalization", normalization, Normalization, "Softmax()")
         self.step_rule = step or LazyAdam()
         self.normalization = normalization or Softmax()
         self.max_logit = max_logit

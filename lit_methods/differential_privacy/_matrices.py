@@ -39,8 +39,8 @@ def schedule_workload(
         ValueError: On learning rates that are not above 0.
     """
     rates = torch.as_tensor(learning_rates, dtype=torch.float64)
-    if rates.ndim != 1 or not bool((rates > 0).all()):
-        raise ValueError(f"learning_rates must be a vector of numbers above 0, but is {learning_rates!r}.")
+    if rates.ndim != 1 or not bool((rates.isfinite() & (rates > 0)).all()):
+        raise ValueError(f"learning_rates must be a vector of finite numbers above 0, but is {learning_rates!r}.")
     steps = rates.numel()
     lags = torch.arange(steps)[:, None] - torch.arange(steps)[None, :]
     powers = torch.tensor(momentum, dtype=torch.float64) ** lags.clamp(min=0)

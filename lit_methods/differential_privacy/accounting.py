@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
+from lit_methods.differential_privacy.budget import check_noise
 from lit_methods.differential_privacy.factorization import Participation, Strategy
 from lit_methods.differential_privacy.functional import gaussian_epsilon, gaussian_noise_multiplier
 from lit_methods.differential_privacy.samplers import AccountedBatchSampler, FixedOrderBatchSampler
@@ -24,6 +25,9 @@ class Accounting(ABC):
         adjacency: Which data sets count as neighbours, in a word, and
         neighbours: in a clause of a sentence.
         order: How the examples are ordered, as a clause.
+
+    Raises:
+        ValueError: On a noise multiplier or a ``delta`` out of range.
     """
 
     strategy: Strategy
@@ -32,6 +36,10 @@ class Accounting(ABC):
     adjacency: ClassVar[str]
     neighbours: ClassVar[str]
     order: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Refuses constants out of range."""
+        check_noise(self.noise_multiplier, self.delta)
 
     @property
     def accounted(self) -> Participation:

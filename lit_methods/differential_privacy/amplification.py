@@ -99,6 +99,7 @@ class CyclicPoissonAccounting(Accounting):
 
     def __post_init__(self) -> None:
         """Refuses what the theorem does not cover."""
+        super().__post_init__()
         if not self.strategy.banded:
             raise ValueError(
                 f"Sampling does not amplify {self.strategy.name}, whose C is not banded: its columns overlap however"

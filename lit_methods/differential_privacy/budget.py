@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 
 def check_noise(noise_multiplier: float, delta: float) -> None:
     """Refuses a noise multiplier or a delta out of range.
@@ -13,20 +16,33 @@ def check_noise(noise_multiplier: float, delta: float) -> None:
     Raises:
         ValueError: Naming the argument and its value.
     """
-    if not noise_multiplier >= 0:
-        raise ValueError(f"noise_multiplier must be at least 0, but is {noise_multiplier!r}.")
+    if not 0 <= noise_multiplier < math.inf:
+        raise ValueError(f"noise_multiplier must be finite and at least 0, but is {noise_multiplier!r}.")
     if not 0 < delta < 1:
         raise ValueError(f"delta must lie in (0, 1), but is {delta!r}.")
 
 
-def check_budget(epsilon: float | None, noise_multiplier: float | None, delta: float, max_grad_norm: float) -> None:
+def check_positive(name: str, value: float) -> None:
+    """Refuses a constant that is not finite and above 0, a clip norm for one.
+
+    Args:
+        name: The argument, as the caller spells it.
+        value: What was passed.
+
+    Raises:
+        ValueError: Naming the argument and its value.
+    """
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be finite and above 0, but is {value!r}.")
+
+
+def check_budget(epsilon: float | None, noise_multiplier: float | None, delta: float) -> None:
     """Refuses a budget that is not exactly one, and constants out of range.
 
     Args:
         epsilon: Budget of the whole run, or:
         noise_multiplier: Noise over sensitivity; 0 is no noise.
         delta: The ``delta`` of the guarantee.
-        max_grad_norm: Clip norm.
 
     Raises:
         ValueError: Naming the argument and its value.
@@ -36,8 +52,25 @@ def check_budget(epsilon: float | None, noise_multiplier: float | None, delta: f
             f"Give either epsilon or noise_multiplier, but got epsilon={epsilon!r} and"
             f" noise_multiplier={noise_multiplier!r}."
         )
-    if epsilon is not None and not epsilon > 0:
-        raise ValueError(f"epsilon must be above 0, but is {epsilon!r}.")
+    if epsilon is not None:
+        check_positive("epsilon", epsilon)
     check_noise(0.0 if noise_multiplier is None else noise_multiplier, delta)
-    if not max_grad_norm > 0:
-        raise ValueError(f"max_grad_norm must be above 0, but is {max_grad_norm!r}.")
+
+
+def check_patterns(allowed_buffers: Sequence[str]) -> tuple[str, ...]:
+    """Refuses patterns that are no sequence of strings: of a single string each character would be a pattern.
+
+    Args:
+        allowed_buffers: What was passed for it.
+
+    Returns:
+        The patterns.
+
+    Raises:
+        TypeError: On a string, or anything else that is no list of strings.
+    """
+    single = isinstance(allowed_buffers, str) or not isinstance(allowed_buffers, Sequence)
+    if single or not all(isinstance(one, str) for one in allowed_buffers):
+        way_out = f" Write allowed_buffers=[{allowed_buffers!r}]." if isinstance(allowed_buffers, str) else ""
+        raise TypeError(f"allowed_buffers must be a list of patterns, but is {allowed_buffers!r}.{way_out}")
+    return tuple(allowed_buffers)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from lit_methods.differential_privacy.accounting import Accounting, FixedOrderAccounting
 from lit_methods.differential_privacy.amplification import CyclicPoissonAccounting
-from lit_methods.differential_privacy.budget import check_noise
 from lit_methods.differential_privacy.factorization import BandedSquareRoot, Strategy
 from lit_methods.differential_privacy.poisson import CyclicPoissonBatchSampler
 from lit_methods.differential_privacy.samplers import AccountedBatchSampler, FixedOrderBatchSampler
@@ -37,7 +36,6 @@ def account(
         TypeError: For a sampler that nothing is known about.
         ValueError: Where strategy and sampler do not fit, or parameters are out of range.
     """
-    check_noise(noise_multiplier, delta)
     accounting: Accounting
     if isinstance(sampler, CyclicPoissonBatchSampler):
         accounting = CyclicPoissonAccounting(strategy, noise_multiplier, delta, sampler.sampling_probability)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -95,15 +96,16 @@ class Factorization(ABC):
         """
 
 
-def _check_bandwidth(bandwidth: int | None) -> None:
+def check_bandwidth(bandwidth: int | None) -> None:
+    """Refuses a bandwidth below one; ``None`` is chosen later."""
     if bandwidth is not None and bandwidth < 1:
         raise ValueError(f"bandwidth must be at least 1 (1 is DP-SGD's noise), but is {bandwidth!r}.")
 
 
 def affordable_bandwidth(memory_mib: float, dimension: int) -> int:
     """Largest ``p`` whose ``p - 1`` float32 vectors of length ``d`` fit into the memory; at least 1."""
-    if not memory_mib >= 0:
-        raise ValueError(f"memory_mib must be at least 0, but is {memory_mib!r}.")
+    if not 0 <= memory_mib < math.inf:
+        raise ValueError(f"memory_mib must be finite and at least 0, but is {memory_mib!r}.")
     return 1 + int(memory_mib * 2**20 // (4 * dimension))
 
 
@@ -122,7 +124,7 @@ class BandedSquareRoot(Factorization):
 
     def __post_init__(self) -> None:
         """Refuses a bandwidth below one."""
-        _check_bandwidth(self.bandwidth)
+        check_bandwidth(self.bandwidth)
 
     def strategy(self, workload: Workload, participation: Participation, dimension: int) -> Strategy:
         """See :meth:`Factorization.strategy`."""
@@ -154,7 +156,7 @@ class BandedInverseSquareRoot(Factorization):
 
     def __post_init__(self) -> None:
         """Refuses a bandwidth below one."""
-        _check_bandwidth(self.bandwidth)
+        check_bandwidth(self.bandwidth)
 
     def strategy(self, workload: Workload, participation: Participation, dimension: int) -> Strategy:
         """See :meth:`Factorization.strategy`."""

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from opacus.grad_sample import GradSampleHooksFastGradientClipping
 from torch import Tensor, nn
 
+from lit_methods.differential_privacy.budget import check_positive
 from lit_methods.differential_privacy.gradients import LayerHooks
 
 _PER_SAMPLE = "Use clipping='per_sample'"
@@ -47,10 +48,12 @@ class GhostGradients(LayerHooks):
         - After :meth:`remove` the module carries no hook and no attribute of ours.
 
     Raises:
+        ValueError: On a clip norm that is not finite and above 0.
         MisconfigurationException: For trained layers with buffers, or parameters that two layers share.
     """
 
     def __init__(self, module: nn.Module, max_grad_norm: float) -> None:
+        check_positive("max_grad_norm", max_grad_norm)
         owners: dict[int, str] = {}
         for prefix, layer in module.named_modules():
             for name, p in layer.named_parameters(prefix, recurse=False):

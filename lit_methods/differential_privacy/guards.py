@@ -151,7 +151,7 @@ def check_parameters(module: nn.Module, optimizer: Optimizer) -> None:
             " gradients nobody would clip. Make them part of the module, or leave them out."
         )
     if not any(p.requires_grad for p in module.parameters()):
-        raise MisconfigurationException(f"{type(module).__name__} has no trainable parameter.")
+        raise MisconfigurationException(f"{type(module).__name__} has no trainable parameter. Thaw some.")
 
 
 def check_layers(module: nn.Module) -> None:

@@ -18,6 +18,7 @@ from lit_methods.differential_privacy.factorization import (
     Participation,
     Strategy,
     affordable_bandwidth,
+    check_bandwidth,
 )
 from lit_methods.differential_privacy.workload import Workload
 
@@ -33,6 +34,10 @@ class OptimalBandedToeplitz(Factorization):
 
     bandwidth: int | None = None
     iterations: int = 500
+
+    def __post_init__(self) -> None:
+        """Refuses a bandwidth below one."""
+        check_bandwidth(self.bandwidth)
 
     def strategy(self, workload: Workload, participation: Participation, dimension: int) -> Strategy:
         """See :meth:`Factorization.strategy`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processe
 from torch import Tensor, distributed
 from torch.optim import Optimizer
 
+from lit_methods.differential_privacy.budget import check_positive
 from lit_methods.differential_privacy.noise import CorrelatedNoise
 
 _FIXED = ("noise_multiplier", "_adjusted_noise_multiplier", "max_grad_norm", "expected_batch_size", "gradient_scale")
@@ -53,7 +55,7 @@ class CorrelatedNoiseMixin:
         - None of these constants changes during the run: a schedule or an adaptive clip norm is refused.
 
     Raises:
-        ValueError: If the noise's dimension is not the number of trained scalars.
+        ValueError: If the noise's dimension is not the number of trained scalars, or a constant is out of range.
     """
 
     params: list[Any]  # Opacus keeps summed_grad and grad_sample on the parameters
@@ -72,6 +74,14 @@ class CorrelatedNoiseMixin:
         gradient_scale: float = 1.0,
         gradients: GradientSource | None = None,
     ) -> None:
+        for name, value in (
+            ("max_grad_norm", max_grad_norm),
+            ("expected_batch_size", expected_batch_size),
+            ("gradient_scale", gradient_scale),
+        ):
+            check_positive(name, value)
+        if not 0 <= noise_std < math.inf:
+            raise ValueError(f"noise_std must be finite and at least 0, but is {noise_std!r}.")
         super().__init__(  # type: ignore[call-arg]  # the mixin's next class is one of Opacus's optimizers
             optimizer,
             noise_multiplier=noise_std,
@@ -80,7 +90,9 @@ class CorrelatedNoiseMixin:
         )
         size = sum(p.numel() for p in self.params)
         if size != noise.dimension:
-            raise ValueError(f"The noise has dimension {noise.dimension}, but {size} scalars are trained.")
+            raise ValueError(
+                f"The noise has dimension {noise.dimension}, but {size} scalars are trained. Make it for these."
+            )
         self.noise = noise
         shared = distributed.is_available() and distributed.is_initialized()
         self.rank = distributed.get_rank() if shared else 0

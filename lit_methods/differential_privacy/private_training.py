@@ -11,7 +11,7 @@ from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from lit_methods.differential_privacy.budget import check_budget
+from lit_methods.differential_privacy.budget import check_budget, check_patterns, check_positive
 from lit_methods.differential_privacy.factorization import BandedSquareRoot, Factorization
 from lit_methods.differential_privacy.ghost import GhostGradients
 from lit_methods.differential_privacy.guards import check_normalization, check_parameters
@@ -21,6 +21,7 @@ from lit_methods.differential_privacy.probes import BufferWatch
 from lit_methods.differential_privacy.run import Clipping, PrivateRun
 from lit_methods.differential_privacy.samplers import AccountedBatchSampler
 from lit_methods.differential_privacy.sampling import FixedOrder, Sampling
+from lit_methods.errors import check_object
 
 
 class PrivateTraining(PrivateRun):
@@ -170,9 +171,14 @@ def make_private(
     Raises:
         ValueError: On parameters out of range, both or none of ``epsilon`` and ``noise_multiplier``, or a loader
             whose order can't be fixed.
+        TypeError: Where ``allowed_buffers`` is no list of strings, or a string stands for an object.
         MisconfigurationException: On layers or parameters that can't be trained privately.
     """
-    check_budget(epsilon, noise_multiplier, delta, max_grad_norm)
+    check_budget(epsilon, noise_multiplier, delta)
+    check_positive("max_grad_norm", max_grad_norm)
+    patterns = check_patterns(allowed_buffers)
+    check_object("factorization", factorization, Factorization, "BandedSquareRoot(bandwidth=8)")
+    check_object("sampling", sampling, Sampling, "FixedOrder()")
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, but is {epochs!r}.")
     if bandwidth is not None and factorization is not None:
@@ -206,6 +212,6 @@ def make_private(
         ledger=ledger,
         clipping=clipping,
         loss_reduction=loss_reduction,
-        allowed_buffers=allowed_buffers,
+        allowed_buffers=patterns,
         unsafe_seed=unsafe_seed,
     )

@@ -13,6 +13,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lit_methods.differential_privacy.budget import check_patterns
+
 
 class BufferWatch:
     """Notices buffers that change during training: they leave with the model, and nobody adds noise to them.
@@ -23,10 +25,13 @@ class BufferWatch:
         module: The module, before its first step.
         allowed: Patterns (``fnmatch``) of buffers that may change because they do not depend on the data: averages of
             the weights, counters.
+
+    Raises:
+        TypeError: Where ``allowed`` is no list of strings.
     """
 
     def __init__(self, module: nn.Module, allowed: Sequence[str] = ()) -> None:
-        self._module, self._allowed = module, tuple(allowed)
+        self._module, self._allowed = module, check_patterns(allowed)
         self._before = {name: buffer.detach().clone() for name, buffer in self._buffers()}
 
     def _buffers(self) -> list[tuple[str, Tensor]]:

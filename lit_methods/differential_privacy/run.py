@@ -15,6 +15,7 @@ from lit_methods.differential_privacy.optimizer import CorrelatedNoiseOptimizer,
 from lit_methods.differential_privacy.plan import PrivacyPlan
 from lit_methods.differential_privacy.run_state import check_complete, run_state
 from lit_methods.differential_privacy.samplers import AccountedBatchSampler
+from lit_methods.errors import check_choice
 
 Clipping = Literal["per_sample", "ghost"]
 
@@ -39,7 +40,7 @@ class PrivateRun:
         gradients: The hooks.
 
     Raises:
-        ValueError: On an unknown ``clipping``.
+        ValueError: On an unknown ``clipping`` or ``loss_reduction``.
     """
 
     def __init__(
@@ -55,8 +56,8 @@ class PrivateRun:
         gradient_scale: float = 1.0,
         unsafe_seed: int | None = None,
     ) -> None:
-        if clipping not in get_args(Clipping):
-            raise ValueError(f"clipping must be one of {get_args(Clipping)}, but is {clipping!r}.")
+        check_choice("clipping", clipping, get_args(Clipping))
+        check_choice("loss_reduction", loss_reduction, ("mean", "sum"))
         self.plan, self.sampler = plan, sampler
         if ledger:
             sampler.ledger = ParticipationLedger(plan.accounting.strategy.participation, plan.accumulation)

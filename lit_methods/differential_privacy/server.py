@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from lit_methods.differential_privacy.accounting import FixedOrderAccounting
-from lit_methods.differential_privacy.budget import check_budget
+from lit_methods.differential_privacy.budget import check_budget, check_positive
 from lit_methods.differential_privacy.factorization import BandedSquareRoot, Factorization, Participation
 from lit_methods.differential_privacy.functional import gaussian_noise_multiplier
 from lit_methods.differential_privacy.noise import CorrelatedNoise
 from lit_methods.differential_privacy.workload import Workload
+from lit_methods.errors import check_object
 
 Update = Tensor | Mapping[str, Tensor]
 
@@ -60,7 +61,10 @@ class PrivateServerUpdate:
         workload: Workload | None = None,
         unsafe_seed: int | None = None,
     ) -> None:
-        check_budget(epsilon, noise_multiplier, delta, max_norm)
+        check_budget(epsilon, noise_multiplier, delta)
+        check_positive("max_norm", max_norm)
+        check_object("factorization", factorization, Factorization, "BandedSquareRoot(bandwidth=8)")
+        check_object("workload", workload, Workload, "Workload.sgd(momentum=0.9)")
         if expected_users < 1:
             raise ValueError(f"expected_users must be at least 1, but is {expected_users!r}.")
         self._single = isinstance(like, Tensor)
@@ -114,7 +118,7 @@ class PrivateServerUpdate:
         tensors = _tensors(update)
         if {name: t.shape for name, t in tensors.items()} != {name: t.shape for name, t in self._like.items()}:
             shapes = {name: tuple(t.shape) for name, t in tensors.items()}
-            raise ValueError(f"An update has the tensors {shapes!r:.200}, which are not those of like.")
+            raise ValueError(f"An update has the tensors {shapes!r:.200}, which are not those of like. Send these.")
         flat = torch.cat([tensors[name].detach().float().flatten() for name in self._like])
         norm = flat.norm()
         if not bool(norm.isfinite()):

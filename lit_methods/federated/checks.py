@@ -1,5 +1,7 @@
 """Refusals of arguments and trainer flags that rounds have no meaning for."""
 
+import math
+
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from torch import nn
@@ -32,7 +34,7 @@ def check_arguments(
         raise ValueError(f"clients_per_round={clients_per_round} must be at least 1.")
     if buffer_policy not in ("aggregate", "local"):
         raise ValueError(f"buffer_policy={buffer_policy!r} must be 'aggregate' or 'local'.")
-    if seconds_per_step is not None and not seconds_per_step >= 0:
+    if seconds_per_step is not None and not 0 <= seconds_per_step < math.inf:
         raise ValueError(f"seconds_per_step={seconds_per_step} must be at least 0, or None for what is measured.")
     if loss is not None and not hasattr(loss, "reduction"):
         raise TypeError(f"loss={type(loss).__name__} has no `reduction` attribute; pass a loss that follows torch.nn.")

@@ -63,7 +63,7 @@ def class_counts(federation: Federation, num_classes: int) -> Tensor:
         if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
             raise ValueError(
                 f"Client {client} has the labels {int(labels.min())} to {int(labels.max())}, which do not fit "
-                f"num_classes={num_classes}."
+                f"num_classes={num_classes}; raise it, or number the classes from 0."
             )
         rows.append(torch.bincount(labels, minlength=num_classes))
     return torch.stack(rows)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lit_methods.errors import check_at_least
 from lit_methods.federated.clients import stream_seed
 
 
@@ -38,8 +39,7 @@ class NetworkModel:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive.")
         for name in ("latency_seconds", "jitter", "aggregation_seconds"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0.")
+            check_at_least(name, getattr(self, name))
 
     def transfer(self, client: int, round_number: int, payload_bytes: int) -> tuple[float, float]:
         """Seconds of a client's upload and download in a round."""

@@ -37,7 +37,7 @@ class ModelLayout:
         """
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         if not parameters:
-            raise ValueError(f"{type(module).__name__} has no trainable parameter.")
+            raise ValueError(f"{type(module).__name__} has no trainable parameter; thaw some.")
         kinds = {(p.dtype, p.device) for p in parameters.values()}
         if len(kinds) > 1 or not all(dtype.is_floating_point for dtype, _ in kinds):
             raise ValueError(

@@ -10,7 +10,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from lit_methods.errors import check_strategy
+from lit_methods.errors import check_object, check_strategy
 from lit_methods.federated.aggregation import Aggregation, WeightedMean
 from lit_methods.federated.automatic import AutomaticBackend
 from lit_methods.federated.checks import check_arguments, check_trainer, cohort_size
@@ -109,6 +109,8 @@ class FederatedModule(LightningModule):
             loss,
             seconds_per_step,
         )
+        check_object("strategy", strategy, Strategy, "FedAvg()")
+        check_object("backend", backend, LocalBackend, "LoopBackend()")
         # A path would make a checkpoint that torch.load refuses.
         spill_folder = None if spill_folder is None else str(spill_folder)
         self.save_hyperparameters(

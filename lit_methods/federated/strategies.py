@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from lit_methods.errors import check_at_least
 from lit_methods.federated.cohort import Cohort, Update
 from lit_methods.federated.layout import ModelLayout
 from lit_methods.federated.local_training import Models
@@ -13,10 +14,10 @@ from lit_methods.federated.penalties import ProximalPenalty
 
 
 def check_not_negative(**values: float | None) -> None:
-    """Refuses negative numbers; None passes."""
+    """Refuses numbers that are negative or not finite; None passes."""
     for name, value in values.items():
-        if value is not None and not value >= 0:
-            raise ValueError(f"{name}={value} must be at least 0.")
+        if value is not None:
+            check_at_least(name, value)
 
 
 class Strategy(ABC):

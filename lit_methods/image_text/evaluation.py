@@ -73,7 +73,7 @@ class StreamingRetrieval:
                 by_unit = t2i_scores(chunk.maxima, table.unit, table.offsets).T
                 scores = by_unit if scores is None else scores + by_unit
             if scores is None:
-                raise RuntimeError("no scores were asked for")
+                raise RuntimeError(f"pooling={pooling!r} gave no scores.")
             self._kept.append(chunk.maxima if pooling in ("matched", "t2i") else scores.T)
             self._rank_captions(scores, own)
 

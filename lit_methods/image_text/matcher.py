@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lit_methods.errors import check_above, check_at_least, check_object
 from lit_methods.image_text.functional import CaptionUnits, Pooling, UnitTable, match
 from lit_methods.image_text.knowledge import KnowledgeBase
 from lit_methods.image_text.parsing import CaptionParser, KnowledgeParser
@@ -41,10 +42,12 @@ class KnowledgeMatcher(nn.Module):
         super().__init__()
         if pooling not in ("matched", "t2i", "i2t", "sum"):
             raise ValueError(f"pooling={pooling!r} must be 'matched', 't2i', 'i2t' or 'sum'.")
-        if not modifier_weight >= 0:
-            raise ValueError(f"modifier_weight={modifier_weight} must be at least 0.")
-        if not memory_mib > 0:
-            raise ValueError(f"memory_mib={memory_mib} must be above 0.")
+        check_at_least("modifier_weight", modifier_weight)
+        check_above("memory_mib", memory_mib)
+        check_object("knowledge", knowledge, KnowledgeBase, "KnowledgeBase.load(folder)")
+        check_object("transform", transform, FeatureMap, "SharedLinear(feature_size)")
+        if parser is not None and not callable(parser):
+            raise TypeError(f"parser={parser!r:.80} must be a function of caption and knowledge, as KnowledgeParser().")
         self.knowledge = knowledge
         self.transform = FeatureMap() if transform is None else transform
         self.parser: CaptionParser = KnowledgeParser() if parser is None else parser

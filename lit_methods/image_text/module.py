@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from lit_methods.errors import check_above, check_factory
 from lit_methods.image_text.evaluation import StreamingRetrieval
 from lit_methods.image_text.functional import Pooling, cycle_logits
 from lit_methods.image_text.gallery import Gallery
@@ -78,6 +79,7 @@ class MACK(LightningModule):
 
     Raises:
         ValueError: If an argument is out of its range.
+        TypeError: If a string stands for an object.
     """
 
     def __init__(
@@ -96,15 +98,24 @@ class MACK(LightningModule):
         scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature} must be above 0.")
+        check_above("temperature", temperature)
+        check_factory("optimizer", optimizer)
         for name, value, least in (("folds", folds, 1), ("top_k", top_k, 1), ("shown_queries", shown_queries, 0)):
             if value < least:
                 raise ValueError(f"{name}={value} must be at least {least}.")
         self.save_hyperparameters(ignore=["knowledge", "parser", "transform", "optimizer", "scheduler"])
-        if not isinstance(knowledge, KnowledgeBase):
-            knowledge = KnowledgeBase() if knowledge is None else KnowledgeBase.load(knowledge)
-        self.matcher = KnowledgeMatcher(knowledge, parser, transform, pooling, modifier_weight, memory_mib)
+        if knowledge is None:
+            knowledge = KnowledgeBase()
+        elif isinstance(knowledge, (str, Path)):
+            knowledge = KnowledgeBase.load(knowledge)
+        self.matcher = KnowledgeMatcher(
+            knowledge=knowledge,
+            parser=parser,
+            transform=transform,
+            pooling=pooling,
+            modifier_weight=modifier_weight,
+            memory_mib=memory_mib,
+        )
         self.temperature, self.folds, self.top_k, self.shown_queries = temperature, folds, top_k, shown_queries
         self._make_optimizer, self._make_scheduler = optimizer, scheduler
         self._captions: list[Captions] = []
@@ -134,7 +145,10 @@ class MACK(LightningModule):
         images, captions = batch["images"], batch["captions"]["captions"]
         units = self.matcher.parse(captions)
         if not len(units.head):
-            raise ValueError(f"None of the {len(captions)} captions of batch {batch_idx} has a word of the knowledge.")
+            raise ValueError(
+                f"None of the {len(captions)} captions of batch {batch_idx} has a word of the knowledge;"
+                " build it from their words."
+            )
         words = normalize(self.matcher.unit_vectors(units), dim=1)
         features = images["regions"][images["mask"]]
         if not features.isfinite().all():

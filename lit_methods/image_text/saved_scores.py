@@ -9,6 +9,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+_NO_VALIDATION = "validation=None: there are no scores of the validation set. Pass its file, or run test alone."
+
 
 class SavedScores(LightningModule):
     """Serves the scores of any model from `.npy` files, each `(I, T)`; it has nothing to train.
@@ -29,7 +31,10 @@ class SavedScores(LightningModule):
         Raises:
             FileNotFoundError: If a file is missing.
             ValueError: If a file is pickled or no matrix.
+            MisconfigurationException: If the set that is evaluated has no file.
         """
+        if stage == "validate" and self.files["validate"] is None:
+            raise MisconfigurationException(_NO_VALIDATION)
         for path in self.files.values():
             if path is not None:
                 _matrix(path)
@@ -43,7 +48,7 @@ class SavedScores(LightningModule):
         stage = "test" if self.trainer.testing else "validate"
         path = self.files[stage]
         if path is None:
-            raise MisconfigurationException("validation= is not set: there are no scores of the validation set.")
+            raise MisconfigurationException(_NO_VALIDATION)
         return torch.from_numpy(np.asarray(_matrix(path), np.float32))
 
     def training_step(self, batch: Any, batch_idx: int) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from lit_methods.errors import check_above
 from lit_methods.image_text.knowledge import KnowledgeBase
 
 
@@ -165,8 +166,7 @@ class Whitening(Centring):
 
     def __init__(self, feature_size: int, shrinkage: float = 0.1) -> None:
         super().__init__(feature_size)
-        if not shrinkage > 0:
-            raise ValueError(f"shrinkage={shrinkage} must be above 0.")
+        check_above("shrinkage", shrinkage)
         self.shrinkage = shrinkage
         self.register_buffer("matrix", torch.eye(feature_size))
 

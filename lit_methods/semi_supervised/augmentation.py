@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_methods.errors import check_rising
+
 
 class WeakAugmentation(nn.Module):
     """Random mirroring and a random crop after reflection padding, image by image (FixMatch's weak view).
@@ -73,8 +75,7 @@ class RandAugment(nn.Module):
         for name, value in (("magnitude", magnitude), ("cutout", cutout)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}={value} must lie in [0, 1].")
-        if not value_range[0] < value_range[1]:
-            raise ValueError(f"value_range={tuple(value_range)} must rise, as in (-1.0, 1.0).")
+        check_rising("value_range", value_range)
         self.num_ops, self.magnitude, self.cutout = num_ops, magnitude, cutout
         self.weak = WeakAugmentation() if weak is None else weak
         self.low, self.high = value_range

@@ -42,7 +42,7 @@ class ExampleCache:
             KeyError: If nothing was put yet.
         """
         if self._rows is None:
-            raise KeyError("The cache is empty.")
+            raise KeyError("The cache is empty; put rows before they are asked for.")
         return self._rows[index]
 
     def all(self) -> tuple[Tensor, Tensor]:

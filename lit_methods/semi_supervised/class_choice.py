@@ -8,6 +8,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_methods.errors import check_at_least
 from lit_methods.semi_supervised.draws import seeded_generator
 
 
@@ -61,10 +62,14 @@ class FixedClass(ClassChoice):
 
     Args:
         label: The class; the number of classes itself is the null class.
+
+    Raises:
+        ValueError: If it is negative.
     """
 
     def __init__(self, label: int) -> None:
         super().__init__()
+        check_at_least("label", label)
         self.label = label
 
     def forward(self, images: Tensor, index: Tensor, num_classes: int) -> Tensor:

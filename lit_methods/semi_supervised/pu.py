@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from lit_methods.errors import check_above, check_at_least, check_object
 from lit_methods.semi_supervised.functional import (
     check_prior,
     density_ratio,
@@ -57,10 +58,9 @@ class PULoss(nn.Module):
     ) -> None:
         super().__init__()
         check_prior(prior)
-        if beta < 0:
-            raise ValueError(f"beta={beta} must be at least 0.")
-        if gamma <= 0:
-            raise ValueError(f"gamma={gamma} must be above 0.")
+        check_at_least("beta", beta)
+        check_above("gamma", gamma)
+        check_object("surrogate", surrogate, nn.Module, "LogisticSurrogate()")
         self.prior, self.balanced, self.nonnegative, self.beta, self.gamma = prior, balanced, nonnegative, beta, gamma
         self.surrogate = LogisticSurrogate() if surrogate is None else surrogate
 
@@ -108,8 +108,7 @@ class RelevanceWeight(nn.Module):
     ) -> None:
         super().__init__()
         check_prior(prior)
-        if alpha < 0:
-            raise ValueError(f"alpha={alpha} must be at least 0.")
+        check_at_least("alpha", alpha)
         if not 0 < momentum <= 1:
             raise ValueError(f"momentum={momentum} must lie in (0, 1].")
         self.prior, self.alpha, self.balanced = prior, alpha, balanced

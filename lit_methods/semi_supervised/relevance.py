@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
+from lit_methods.errors import check_at_least, check_factory, check_object
 from lit_methods.semi_supervised.cache import ExampleCache
 from lit_methods.semi_supervised.pu import PULoss, RelevanceWeight
 
@@ -147,6 +148,8 @@ class JointRelevance(Relevance):
         optimizer: OptimizerCallable | None = None,
     ) -> None:
         super().__init__()
+        check_object("loss", loss, PULoss, "PULoss(prior=0.5)")
+        check_factory("optimizer", optimizer)
         self.network, self.loss = network, loss
         self.weight = RelevanceWeight(loss.prior, alpha, loss.balanced, self_normalize)
         self._make_optimizer = optimizer
@@ -176,8 +179,7 @@ class UniformRelevance(Relevance):
 
     def __init__(self, value: float = 1.0) -> None:
         super().__init__()
-        if value < 0:
-            raise ValueError(f"value={value} must be at least 0.")
+        check_at_least("value", value)
         self.value = value
 
     def forward(self, labeled: Tensor, unlabeled: Tensor, index: Tensor) -> tuple[Tensor, None]:

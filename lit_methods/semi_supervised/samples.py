@@ -121,6 +121,7 @@ class ClassifierJudge(nn.Module):
             takes `classifier` as it is.
 
     Raises:
+        ValueError: If `known_classes` is empty or holds anything but numbers of classes.
         FileNotFoundError: If the checkpoint does not exist.
     """
 
@@ -130,6 +131,8 @@ class ClassifierJudge(nn.Module):
         self, classifier: nn.Module, known_classes: Sequence[int], checkpoint: str | Path | None = None
     ) -> None:
         super().__init__()
+        if not len(known_classes) or not all(isinstance(c, int) and c >= 0 for c in known_classes):
+            raise ValueError(f"known_classes={known_classes!r} must hold the numbers of the known classes.")
         self.classifier = classifier
         self.register_buffer("known_classes", torch.tensor(list(known_classes)))
         if checkpoint is not None:

@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lit_methods.errors import check_at_least, check_object, check_rising
 from lit_methods.semi_supervised.class_choice import ClassChoice, RandomBalanced
 from lit_methods.semi_supervised.draws import seeded_generator
 from lit_methods.semi_supervised.functional import start_timestep
@@ -25,6 +26,7 @@ class Transformation(nn.Module):
 
     Raises:
         ValueError: If an argument is out of its range.
+        TypeError: If `class_choice` is no `ClassChoice`.
     """
 
     def __init__(
@@ -41,8 +43,9 @@ class Transformation(nn.Module):
         start_timestep(strength, 1)
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps={num_inference_steps} must be at least 1.")
-        if not value_range[0] < value_range[1]:
-            raise ValueError(f"value_range={tuple(value_range)} must rise, as in (-1.0, 1.0).")
+        check_at_least("guidance_scale", guidance_scale)
+        check_rising("value_range", value_range)
+        check_object("class_choice", class_choice, ClassChoice, "RandomBalanced()")
         self.strength, self.guidance_scale, self.num_inference_steps = strength, guidance_scale, num_inference_steps
         self.class_choice = RandomBalanced(seed) if class_choice is None else class_choice
         self.value_range, self.seed, self.clip_clean = (value_range[0], value_range[1]), seed, clip_clean

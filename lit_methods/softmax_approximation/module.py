@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity
 
+from lit_methods.errors import check_factory, check_object
+
 Batch = dict[str, Tensor]
 
 
@@ -78,6 +80,7 @@ class AttentionClassifier(_Optimized):
                 f"encoder={type(encoder).__name__} tells its hidden size neither as `hidden_size` nor as"
                 " `config.hidden_size`; set encoder.hidden_size."
             )
+        check_factory("optimizer", optimizer)
         self.save_hyperparameters(ignore=["encoder", "optimizer", "scheduler"])
         self.encoder = encoder
         self.dropout = nn.Dropout(dropout)
@@ -143,6 +146,7 @@ class AttentionTranslator(_Optimized):
 
     Raises:
         ValueError: If ``max_length`` is below 2.
+        TypeError: If a string stands for an object.
     """
 
     def __init__(
@@ -158,6 +162,8 @@ class AttentionTranslator(_Optimized):
         super().__init__()
         if max_length < 2:
             raise ValueError(f"max_length={max_length} must be at least 2, for start and end.")
+        check_object("network", network, nn.Module, "TransformerSeq2Seq(vocab_size, vocab_size)")
+        check_factory("optimizer", optimizer)
         self.save_hyperparameters(ignore=["network", "optimizer", "scheduler"])
         self.network = network
         self.pad_token_id, self.start_token_id, self.end_token_id = pad_token_id, start_token_id, end_token_id

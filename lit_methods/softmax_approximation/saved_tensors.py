@@ -244,7 +244,9 @@ class _Weights(Kept):
                 " codec='merged', or leave the module out (`modules=`)."
             )
         if any(tensor._version != version for tensor, version in zip(self.tensors, self.versions, strict=True)):
-            raise RuntimeError("A softmax output that backward needs was changed in place after the forward pass.")
+            raise RuntimeError(
+                "A softmax output that backward needs was changed in place after the forward pass. Change a copy of it."
+            )
         if self._decoded is None:
             self._decoded = self.codec.decode(self.tensors, size=self.size, dtype=self.dtype)
         return self._decoded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from lit_methods.softmax_approximation.codec import Codec
@@ -72,8 +73,10 @@ def choose_codec(
     Raises:
         ValueError: If the target is not above 0, or no codec reaches it.
     """
-    if not memory_target > 0:
-        raise ValueError(f"memory_target must be above 0 (6.2 is the paper's factor), but is {memory_target!r}.")
+    if not 0 < memory_target < math.inf:
+        raise ValueError(
+            f"memory_target must be above 0 (6.2 is the paper's factor) and finite, but is {memory_target!r}."
+        )
     if keys < 1:
         raise ValueError(f"keys must be at least 1, but is {keys!r}.")
     eager = eager_bytes_per_row(keys, dropout=dropout, device_type=device_type)

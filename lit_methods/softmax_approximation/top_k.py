@@ -38,7 +38,7 @@ class TopK(Codec):
     ) -> None:
         if not 0.0 < share <= 1.0:
             raise ValueError(f"share must lie in (0, 1], but is {share!r}.")
-        if isinstance(tail, str) and tail not in ("uniform", "zero"):
+        if not isinstance(tail, Codec) and tail not in ("uniform", "zero"):
             raise ValueError(f"tail must be 'uniform', 'zero' or a codec, but is {tail!r}.")
         if isinstance(tail, Codec) and (tail.needs_scores or not tail.conserves_mass):
             raise ValueError(f"tail {tail!r} does not give rows that sum to 1: take Logarithmic(4), for example.")

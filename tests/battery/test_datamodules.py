@@ -19,7 +19,7 @@ from tests.matrix import DATAMODULES, OWN_BATCHES
 
 LOOPS = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
 per_datamodule = pytest.mark.parametrize("name", DATAMODULES)
-pytestmark = pytest.mark.filterwarnings("ignore:You have overridden")
+pytestmark = pytest.mark.filterwarnings("ignore:You have overridden")  # hooks that only some loops call
 
 
 class _WordCounts(nn.Module):
@@ -70,6 +70,6 @@ def test_copies_give_the_same_batches(name: str, stage: str, tmp_path: Path) -> 
     data = DATAMODULES[name](tmp_path)
     copies = [copy.deepcopy(data), pickle.loads(pickle.dumps(data))]  # noqa: S301  our own bytes
     expected = _batch(data, stage)
-    copies += [copy.deepcopy(data), pickle.loads(pickle.dumps(data))]  # noqa: S301
+    copies += [copy.deepcopy(data), pickle.loads(pickle.dumps(data))]  # noqa: S301  its own bytes
     for other in copies:
         assert plain(_batch(other, stage)) == plain(expected)

@@ -17,7 +17,7 @@ from lit_methods.datamodules import ImageFolderDataModule, IndexedDataset
 from lit_methods.image_text import KnowledgeBase
 from tests.callbacks.toys import toy_trainer
 
-pytestmark = pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")  # toys without validation
 NAMES, SIDE = ("dark", "bright"), 6
 
 

@@ -20,7 +20,7 @@ from lit_methods.data_manipulation.figures import examples_at, image_of, label_o
 from lit_methods.datamodules import IndexedDataset
 from tests.callbacks.test_data_weighting import B, N, Own, _fit, _network, _sgd, _tensors, _val, _weighting
 
-pytestmark = pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")  # toys without validation
 
 
 class Foreign(LightningModule):
@@ -40,12 +40,12 @@ class Foreign(LightningModule):
 
 
 class Star(Foreign):
-    def training_step(self, *arguments: Any) -> Tensor:  # type: ignore[override]
+    def training_step(self, *arguments: Any) -> Tensor:
         return super().training_step(arguments[0], arguments[1])
 
 
 class Alone(Foreign):
-    def training_step(self, batch: Any) -> Tensor:  # type: ignore[override]
+    def training_step(self, batch: Any) -> Tensor:
         return super().training_step(batch, 0)
 
 
@@ -80,7 +80,7 @@ class Manual(Foreign):
         super().__init__()
         self.automatic_optimization = False
 
-    def training_step(self, batch: Any, _: int) -> None:  # type: ignore[override]
+    def training_step(self, batch: Any, _: int) -> None:
         optimizer: Any = self.optimizers()
         self.manual_backward(self.network(batch[0]).square().mean())
         optimizer.step()

@@ -124,7 +124,7 @@ def test_saved_scores_are_a_base(data: DigitScenesDataModule, tmp_path: Path) ->
     np.save(tmp_path / "s.npy", torch.randn(60, 300).numpy().astype(np.float16))
     found = _run(KnowledgeRerank(), data, tmp_path, module=SavedScores(tmp_path / "s.npy"))
     assert found["test/rerank_rsum"] > found["test/base_rsum"]
-    with pytest.raises(MisconfigurationException, match="validation= is not set"):
+    with pytest.raises(MisconfigurationException, match="validation=None"):
         _run(KnowledgeRerank(), data, tmp_path, "validate", SavedScores(tmp_path / "s.npy"))
     for loop in ("fit", "predict"):
         module = SavedScores(tmp_path / "s.npy")
@@ -151,16 +151,49 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     module.wrong, module.turned = torch.zeros(40, 40), torch.zeros(47, 48)
     with pytest.raises(ValueError, match=r"scores gave \(40, 40\), but the data has \(48, 48\)"):
         _run(KnowledgeRerank("wrong", toy_knowledge()), data, tmp_path, module=module)
-    with pytest.raises(MisconfigurationException, match="scores='absent': Noisy has no such attribute"):
-        _run(KnowledgeRerank("absent", toy_knowledge()), data, tmp_path)
     for options, message in (
         ({"alpha": -0.1}, "alpha=-0.1"),
+        ({"alpha": (0.1, float("nan"))}, "alpha=.*nan"),
+        ({"alpha": (0.1, 0.2, 0.3)}, r"alpha=\(0.1, 0.2, 0.3\)"),
         ({"alphas": ()}, r"alphas=\(\)"),
+        ({"alphas": (0.0, float("inf"))}, "alphas=.*inf"),
         ({"top_k": 0}, "top_k=0"),
         ({"fusion": "max"}, "fusion='max'"),
     ):
         with pytest.raises(ValueError, match=message):
             KnowledgeRerank(**options)
+
+
+class OneLoader(ToyRetrieval):
+    def test_dataloader(self) -> Any:
+        return super().test_dataloader()[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "data", "message"),
+    [
+        ({"scores": "absent"}, ToyRetrieval, "scores='absent': Untouched has no such attribute"),
+        ({"alpha": None}, ToyRetrieval, "choosing it on the test set would leak"),
+        ({"knowledge": None}, ToyRetrieval, "ToyRetrieval has no knowledge_dataloader"),
+        ({}, OneLoader, "test_dataloader of OneLoader gives DataLoader; KnowledgeRerank takes two"),
+    ],
+)
+def test_refusals_come_before_the_first_batch(options: dict[str, Any], data: Any, message: str, tmp_path: Path) -> None:
+    class Untouched(Noisy):
+        def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            pytest.fail("a batch was evaluated")
+
+    with pytest.raises(MisconfigurationException, match=message):
+        _run(KnowledgeRerank(**{"knowledge": toy_knowledge(), **options}), data(), tmp_path, module=Untouched())
+
+
+def test_another_set_is_scored_anew(tmp_path: Path) -> None:
+    module, callback, other = Noisy(), KnowledgeRerank(knowledge=toy_knowledge(), alpha=2.0), "w{0} w3"
+    first = _run(callback, ToyRetrieval(), tmp_path, module=module)
+    again = _run(callback, ToyRetrieval(other), tmp_path, module=module)
+    assert again != first
+    anew = KnowledgeRerank(knowledge=toy_knowledge(), alpha=2.0)
+    assert again == _run(anew, ToyRetrieval(other), tmp_path, module=module)
 
 
 def test_transposed_scores_are_noticed(data: DigitScenesDataModule, tmp_path: Path) -> None:

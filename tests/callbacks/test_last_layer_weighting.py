@@ -19,7 +19,7 @@ from lit_methods.data_manipulation import (
 )
 from tests.callbacks.test_data_weighting import B, N, Own, _classifier, _fit, _sgd, _weighting
 
-pytestmark = pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")  # toys without validation
 
 
 class Twice(nn.Module):
@@ -74,10 +74,10 @@ def test_mixed_precision_weights_are_near_full_ones() -> None:
     assert (found[1] - 1).abs().max() > 0.05
 
 
-@pytest.mark.filterwarnings("ignore:.training_step. returned .None")
+@pytest.mark.filterwarnings("ignore:.training_step. returned .None")  # the batch is left out on purpose
 def test_a_batch_that_is_left_out_teaches_nothing() -> None:
     class Skips(Own):
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:  # type: ignore[override]
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
             return None if batch_idx == 0 else weighted_mean(self, self.per_sample_loss(batch))
 
     callback = _weighting(criterion=None, hypergradient=LastLayer())

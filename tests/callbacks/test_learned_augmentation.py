@@ -23,7 +23,7 @@ from lit_methods.data_manipulation import (
 from tests.battery.state import plain, traces
 
 WORDS, MASK, T = 20, 60, 12
-pytestmark = pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")  # toys without validation
 
 
 class WordTable(nn.Module):

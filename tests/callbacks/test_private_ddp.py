@@ -69,7 +69,7 @@ def single_draws(rank: int, world_size: int) -> tuple[torch.Tensor, int]:
     trainer = toy_trainer(callback, use_distributed_sampler=False, max_epochs=1, **ddp_trainer_kwargs())
     model = Toy()
     trainer.fit(model, toy_loader(batch_size=1))
-    sampler = trainer.train_dataloader.batch_sampler  # type: ignore[union-attr]
+    sampler = trainer.train_dataloader.batch_sampler
     return flat(model), sum(not sampler.share(batch) for batch in range(len(sampler)))
 
 

@@ -1,5 +1,7 @@
 """What voids the guarantee is refused with a sentence, and the module stays clean."""
 
+import math
+import re
 from typing import Any
 
 import pytest
@@ -38,7 +40,7 @@ def refused(match: str, *, model: Toy | None = None, loader: Any = None, callbac
         ({"callbacks": [GradientAccumulationScheduler({0: 1, 1: 2})]}, "GradientAccumulationScheduler"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:You have overridden")
+@pytest.mark.filterwarnings("ignore:You have overridden")  # hooks of the refused loaders
 def test_flags(options: dict[str, Any], match: str) -> None:
     refused(match, **options)
 
@@ -189,16 +191,30 @@ def test_thawing_during_the_run() -> None:
     [
         ({}, "either epsilon or noise_multiplier"),
         ({"epsilon": 1.0, "noise_multiplier": 1.0}, "either epsilon or noise_multiplier"),
-        ({"epsilon": 0.0}, "epsilon must be above 0, but is 0.0"),
+        ({"epsilon": 0.0}, "epsilon must be finite and above 0, but is 0.0"),
+        ({"epsilon": math.inf}, "epsilon must be finite and above 0, but is inf"),
         ({"noise_multiplier": -1.0}, "noise_multiplier"),
+        ({"noise_multiplier": math.inf}, "noise_multiplier must be finite and at least 0, but is inf"),
+        ({"noise_multiplier": math.nan}, "noise_multiplier .* is nan"),
         ({"epsilon": 1.0, "delta": 0.0}, "delta must lie in"),
-        ({"epsilon": 1.0, "max_grad_norm": 0.0}, "max_grad_norm must be above 0"),
+        ({"epsilon": 1.0, "delta": math.nan}, "delta must lie in"),
+        ({"epsilon": 1.0, "max_grad_norm": 0.0}, "max_grad_norm must be finite and above 0"),
+        ({"epsilon": 1.0, "max_grad_norm": math.inf}, "max_grad_norm .* is inf"),
+        ({"epsilon": 1.0, "clipping": "flat"}, "clipping must be one of .*'ghost'.*, but is 'flat'"),
+        ({"epsilon": 1.0, "loss_reduction": "none"}, "loss_reduction must be one of .*'sum'.*, but is 'none'"),
         ({"epsilon": 1.0, "bandwidth": 0}, "bandwidth must be at least 1"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         BandedSquareRootNoise(**arguments)
+
+
+@pytest.mark.parametrize("given", ["*.mean", "mean", None, [b"mean"]])
+def test_a_string_is_no_list_of_patterns(given: Any) -> None:
+    # Of "*.mean" the first character alone would allow every buffer.
+    with pytest.raises(TypeError, match=f"allowed_buffers must be a list of patterns, but is {re.escape(repr(given))}"):
+        BandedSquareRootNoise(epsilon=1.0, allowed_buffers=given)
 
 
 def test_fast_dev_run_and_allowed_limits_plan_for_the_steps_that_run() -> None:

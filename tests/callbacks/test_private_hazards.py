@@ -69,7 +69,7 @@ def test_leaving_one_example_out_moves_the_sum_by_at_most_the_clip_norm(network:
     assert 0.05 < moved <= 0.5 * (1 + 1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:.*training_step.*returned.*None")
+@pytest.mark.filterwarnings("ignore:.*training_step.*returned.*None")  # the batch is left out on purpose
 def test_a_step_without_a_loss_does_not_stop_learning() -> None:
     class Skips(Toy):
         def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:

@@ -93,6 +93,11 @@ def test_colour_names_and_range(tmp_path: Path) -> None:
         assert np.array(picture)[0, 0].tolist() == [round((0.2 + 1) / 2 * 255)] * 3
     with pytest.raises(ValueError, match="class_names has 2 names, but there is a label 2"):
         _predict(tmp_path / "other", class_names=("a", "b"))
+    module = Painter()
+    module.num_classes = 3
+    with pytest.raises(ValueError, match=r"class_names=\('a', 'b'\) are 2 names, but Painter has num_classes=3"):
+        _predict(tmp_path / "known", module, class_names=("a", "b"))
+    assert module.asked == []
 
 
 class _FullDisk:

@@ -111,7 +111,9 @@ def test_it_is_refused_and_nothing_is_written(
     assert _files() == before
 
 
-@pytest.mark.filterwarnings("ignore:.fit.ckpt_path=.last.. is set, but there is no last checkpoint")
+@pytest.mark.filterwarnings(
+    "ignore:.fit.ckpt_path=.last.. is set, but there is no last checkpoint"
+)  # the first run has none
 def test_names_that_lightning_looks_up_are_left_to_it(tiny: str, trained: Path) -> None:
     last = run(["fit", "-c", tiny, "--ckpt_path=last", "--trainer.max_epochs=1"])
     assert last.trainer.current_epoch == 1

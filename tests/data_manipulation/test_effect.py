@@ -10,7 +10,9 @@ from benchmarks._weighting import Data, imbalance, noise, run
 from lit_methods import DataWeighting
 from lit_methods.data_manipulation import LearnedWeights, NormalizedStep
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*max_epochs", "ignore:You defined a .validation_step. but have no")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*max_epochs", "ignore:You defined a .validation_step. but have no"
+)  # max_steps ends them; no validation
 
 
 def _weighting(data: Data, **options: Any) -> DataWeighting:
@@ -39,7 +41,7 @@ def test_forty_percent_noise_over_five_seeds() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The weights of epoch")
+@pytest.mark.filterwarnings("ignore:The weights of epoch")  # they collapse on purpose
 def test_imbalance_over_five_seeds() -> None:
     rows = []
     for seed in range(5):

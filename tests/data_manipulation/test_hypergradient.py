@@ -280,7 +280,7 @@ def test_bad_arguments_are_refused() -> None:
     toy = Toy("MLP")
     with pytest.raises(ValueError, match="refresh_every=0 must be at least 1"):
         Hypergradient(refresh_every=0)
-    with pytest.raises(ValueError, match="radius=0 must be positive"):
+    with pytest.raises(ValueError, match="radius=0 must be above 0"):
         FiniteDifference(0)
     with pytest.raises(ValueError, match="weights=None, but PlainGradient takes a weighted step"):
         Hypergradient(lookahead=PlainGradient()).gains(toy.problem())

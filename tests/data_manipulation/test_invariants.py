@@ -182,10 +182,10 @@ def test_the_published_rule() -> None:
     ("make", "message"),
     [
         (lambda: WeightTable(0), "num_samples=0 must be at least 1"),
-        (lambda: WeightTable(1, max_logit=0), "max_logit=0 must be positive"),
-        (lambda: LazyAdam(-1.0), r"lr=-1.0 must not be negative"),
+        (lambda: WeightTable(1, max_logit=0), "max_logit=0 must be above 0"),
+        (lambda: LazyAdam(-1.0), r"lr=-1.0 must be at least 0"),
         (lambda: LazyAdam(betas=(1.0, 0.5)), r"betas=\(1.0, 0.5\) must lie in \[0, 1\)"),
-        (lambda: Softmax(0.0), "temperature=0.0 must be positive"),
+        (lambda: Softmax(0.0), "temperature=0.0 must be above 0"),
         (lambda: DecayingStep(0.5), "decay=0.5 must be at least 1"),
         (lambda: PlainStep(-2.0), "lr=-2.0"),
         (lambda: NormalizedStep(-2.0), "lr=-2.0"),

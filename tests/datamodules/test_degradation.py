@@ -170,13 +170,13 @@ def test_images_and_texts_yield_the_position_in_training_only() -> None:
     batch = next(iter(images.train_dataloader()))
     assert torch.equal(batch[1], images.train_set.labels[batch[2]])
     assert torch.equal(batch[0], images.train_set.__getitems__(batch[2])[0])
-    assert len(next(iter(images.val_dataloader()))) == 2  # type: ignore[arg-type]
+    assert len(next(iter(images.val_dataloader()))) == 2
     texts = DocstringDataModule(20, yield_index=True)
     texts.setup("fit")
     assert texts.train_set is not None
     found = next(iter(texts.train_dataloader()))
     assert torch.equal(found["label"], texts.train_set.labels[found["index"]])
-    assert "index" not in next(iter(texts.val_dataloader()))  # type: ignore[arg-type]
+    assert "index" not in next(iter(texts.val_dataloader()))
 
 
 @pytest.mark.parametrize(

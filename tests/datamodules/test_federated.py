@@ -89,7 +89,7 @@ def test_copies_and_pickles_deal_alike() -> None:
     data = FederatedDataModule(DigitsDataModule(), 6)
     copies = [copy.deepcopy(data), pickle.loads(pickle.dumps(data))]  # noqa: S301  our own bytes
     data.setup("fit")
-    copies += [copy.deepcopy(data), pickle.loads(pickle.dumps(data))]  # noqa: S301
+    copies += [copy.deepcopy(data), pickle.loads(pickle.dumps(data))]  # noqa: S301  its own bytes
     for other in copies:
         other.setup("fit")
         assert other.federation.fingerprint == data.federation.fingerprint

@@ -71,7 +71,7 @@ def test_position_is_the_one_in_the_wrapped_data_set() -> None:
 
 def test_wrapped_example_is_not_changed() -> None:
     examples = [{"label": 1}]
-    assert IndexedDataset(examples)[0] == {"label": 1, "index": 0}  # type: ignore[arg-type]
+    assert IndexedDataset(examples)[0] == {"label": 1, "index": 0}
     assert examples == [{"label": 1}]
 
 

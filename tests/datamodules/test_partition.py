@@ -152,10 +152,10 @@ def test_impossible_splits_are_refused(rule: Partition, clients: int, message: s
     ("make", "message"),
     [
         (lambda: BernoulliDirichletPartition(0.0), r"p=0.0 must lie in \(0, 1\]"),
-        (lambda: BernoulliDirichletPartition(0.5, 0.0), "alpha=0.0 must be positive"),
-        (lambda: DirichletPartition(-1.0), "alpha=-1.0 must be positive"),
-        (lambda: PathologicalPartition(0), "classes_per_client=0 must be positive"),
-        (lambda: ShardPartition(0), "shards_per_client=0 must be positive"),
+        (lambda: BernoulliDirichletPartition(0.5, 0.0), "alpha=0.0 must be above 0"),
+        (lambda: DirichletPartition(-1.0), "alpha=-1.0 must be above 0"),
+        (lambda: PathologicalPartition(0), "classes_per_client=0 must be above 0"),
+        (lambda: ShardPartition(0), "shards_per_client=0 must be above 0"),
     ],
 )
 def test_bad_arguments_are_refused(make, message: str) -> None:  # noqa: ANN001

@@ -146,7 +146,7 @@ def test_it_counts_the_steps_of_the_real_optimizer() -> None:
     assert len(accountant) == optimizer.noise.step == 3
 
 
-@pytest.mark.filterwarnings("ignore:Secure RNG turned off")
+@pytest.mark.filterwarnings("ignore:Secure RNG turned off")  # Opacus on its own noise
 @pytest.mark.parametrize("poisson_sampling", [True, False])
 def test_the_stock_engine_stops_before_it_trains(poisson_sampling: bool) -> None:
     model = nn.Linear(2, 1)

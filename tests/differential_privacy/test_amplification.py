@@ -105,6 +105,7 @@ def sampled_delta(noise: float, q: float, epsilon: float, rounds: int) -> float:
     found = []
     for first in (True, False):
         if rounds == 1:
+            # One line of a quadrature.
             integrand = lambda x, a=first: max(density(x, a) - math.exp(epsilon) * density(x, not a), 0.0)  # noqa: E731
             found.append(integrate.quad(integrand, -12 * noise, 12 * noise + 1, limit=2000, epsabs=1e-11)[0])
         else:
@@ -216,7 +217,12 @@ def test_noise_and_sampler_of_different_kinds_do_not_mix() -> None:
 
 @pytest.mark.parametrize(
     ("noise_multiplier", "delta", "match"),
-    [(-1.0, 1e-5, "noise_multiplier.*-1.0"), (math.nan, 1e-5, "noise_multiplier.*nan"), (1.0, 1.0, "delta.*1.0")],
+    [
+        (-1.0, 1e-5, "noise_multiplier.*-1.0"),
+        (math.nan, 1e-5, "noise_multiplier.*nan"),
+        (math.inf, 1e-5, "noise_multiplier.*inf"),
+        (1.0, 1.0, "delta.*1.0"),
+    ],
 )
 def test_bad_numbers(noise_multiplier: float, delta: float, match: str) -> None:
     draws = sampler(1)

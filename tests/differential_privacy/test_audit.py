@@ -41,9 +41,9 @@ def released_models(strategy: Strategy, noise_std: float, canary: bool, runs: in
     )
     models = []
     for step in range(STEPS):
-        weight.grad_sample = None  # type: ignore[attr-defined]
+        weight.grad_sample = None
         if canary and step % SEPARATION == 0:
-            weight.summed_grad = torch.ones_like(weight)  # type: ignore[attr-defined]
+            weight.summed_grad = torch.ones_like(weight)
         optimizer.step()
         models.append(weight.detach().clone())
     return torch.stack(models)

@@ -131,9 +131,11 @@ def test_error_curves_start_at_independent_noise() -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="bandwidth must be at least 1"):
         BandedInverseSquareRoot(0)
+    with pytest.raises(ValueError, match="bandwidth must be at least 1"):
+        OptimalBandedToeplitz(0)
     with pytest.raises(ValueError, match="bandwidth=6 passes the separation of 5"):
         OptimalBandedToeplitz(6).strategy(WORKLOAD, SCHEDULE, 1)
-    with pytest.raises(ValueError, match="memory_mib must be at least 0"):
+    with pytest.raises(ValueError, match="memory_mib must be finite and at least 0"):
         BestClosedForm(memory_mib=-1.0).strategy(WORKLOAD, SCHEDULE, 1)
     with pytest.raises(ValueError, match="separation must be at least 1, but is 0"):
         Participation(4, 1, 0)

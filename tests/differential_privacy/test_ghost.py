@@ -54,7 +54,7 @@ def losses_of(network: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
     return nn.functional.cross_entropy(network(inputs), labels, reduction="none")
 
 
-@pytest.mark.filterwarnings("ignore:Using a non-full backward hook")
+@pytest.mark.filterwarnings("ignore:Using a non-full backward hook")  # of the layer that is to be found out
 @pytest.mark.parametrize("kind", ["features", "images", "tokens"])
 @pytest.mark.parametrize("max_grad_norm", [0.3, 1e6])
 def test_two_passes_give_the_sum_of_clipped_gradients(kind: str, max_grad_norm: float) -> None:

@@ -103,6 +103,7 @@ def test_bisr_table(row: dict[str, Any]) -> None:
         (lambda: F.banded_sensitivity(torch.ones(4, 4).tril(), 2, 2), "Cut its band to the separation"),
         (lambda: F.banded_sensitivity(torch.eye(4), 0, 2), "participations and separation"),
         (lambda: F.schedule_workload([0.1, 0.0]), "learning_rates"),
+        (lambda: F.schedule_workload([0.1, float("inf")]), "learning_rates"),
         (lambda: F.lower_bound(0), "steps and participations"),
         (lambda: F.series_inverse([0.0, 1.0], 4), "series must be finite with a positive first entry"),
         (lambda: F.banded_inverse_square_root_coefficients(0), "bandwidth must be a whole number"),

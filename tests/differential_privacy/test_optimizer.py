@@ -73,6 +73,17 @@ def per_sample_run(std: float = 0.5, kind: Any = CorrelatedNoiseOptimizer) -> Te
     return flat(model)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("noise_std", -1.0), ("noise_std", float("inf")), ("max_grad_norm", float("nan")), ("expected_batch_size", 0)],
+)
+def test_constants_out_of_range_are_refused(name: str, value: float) -> None:
+    model = network()
+    options: dict[str, Any] = {"noise_std": 0.5, "max_grad_norm": 0.7, "expected_batch_size": 8, name: value}
+    with pytest.raises(ValueError, match=f"{name} must be finite and .*, but is {value}"):
+        CorrelatedNoiseOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), noise=noise(38), **options)
+
+
 def test_ghost_and_per_sample_make_the_same_update() -> None:
     model = network()
     gradients = GhostGradients(model, 0.7)

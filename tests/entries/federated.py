@@ -124,9 +124,7 @@ ENTRIES = (
             Bad("unknown label", _clients(unknown_label), (ValueError, "Client 0 has the labels 1 to 3, which do not")),
             Bad("NaN input", _clients(nan(*range(EXAMPLES))), finite=True),
         ),
-        skips={
-            "accumulates": "refused: gradients accumulated over rounds would average servers",
-            "ddp_equal": "refused: the noise is added in one process",
-        },
+        skips={"accumulates": "refused: gradients accumulated over rounds would average servers"},
+        refused_in_two="UserLevelNoise adds the noise in one process, but the Trainer has 2: each would",
     ),
 )

@@ -76,6 +76,7 @@ class Entry:
         bad: Bad inputs with their outcome.
         skips: What theory or Lightning rules out, each with the reason: a subset of `PROMISES`.
         variant: What tells this entry from others of the same name.
+        refused_in_two: Pattern of the sentence that refuses a second process, where one does.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Entry:
     bad: tuple[Bad, ...] = ()
     skips: dict[str, str] = field(default_factory=dict)
     variant: str = ""
+    refused_in_two: str = ""
 
     @property
     def id(self) -> str:

@@ -27,7 +27,7 @@ def test_a_client_that_is_not_sampled_next_delays_nobody() -> None:
 def test_wait_free_is_never_slower_and_the_slowest_client_counts() -> None:
     import random
 
-    draw, clock = random.Random(0), ProtocolClock()  # noqa: S311
+    draw, clock = random.Random(0), ProtocolClock()  # noqa: S311  no secret
     for _ in range(200):
         work = [Work(i, *(draw.random() for _ in range(4))) for i in draw.sample(range(10), 4)]
         before = clock.sequential
@@ -60,7 +60,7 @@ def test_transfers_follow_size_and_bandwidth() -> None:
         ({"upload_mib_per_second": 0.0}, "upload_mib_per_second=0.0 must be positive"),
         ({"download_mib_per_second": -1.0}, "download_mib_per_second=-1.0 must be positive"),
         ({"latency_seconds": -1.0}, "latency_seconds=-1.0 must be at least 0"),
-        ({"jitter": float("nan")}, "jitter=nan must be at least 0"),
+        ({"jitter": float("nan")}, "jitter=nan must be at least 0, and finite"),
     ],
 )
 def test_impossible_networks_are_refused(change: dict[str, float], message: str) -> None:

@@ -12,7 +12,7 @@ def test_the_extra_is_named_where_flower_is_absent(monkeypatch: pytest.MonkeyPat
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "flwr", None)
     with pytest.raises(ModuleNotFoundError, match=r'needs Flower: pip install "lit-methods\[flower\]"'):
-        import lit_methods.federated.flower  # noqa: F401
+        import lit_methods.federated.flower  # noqa: F401  the import is what fails
 
 
 def test_nothing_else_imports_flower() -> None:

@@ -60,7 +60,7 @@ def _run(rank: int, world_size: int, folder: Path, case: str) -> tuple[dict[str,
     return log, list(fed.state.personal)
 
 
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # a resumed run has a folder of its own
 @pytest.mark.parametrize("case", CASES)
 def test_resumed_twice_two_processes_keep_and_log_what_one_does(case: str, gloo: GlooPool, tmp_path: Path) -> None:
     log, kept = _run(0, 1, tmp_path, case)

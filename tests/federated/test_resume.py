@@ -14,7 +14,7 @@ from lit_methods.federated.module import FederatedModule
 from tests.battery.state import plain
 from tests.federated.toys import CLASSES, FEATURES, Evaluation, Rounds, federation, module, trainer
 
-pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
+pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")  # a resumed run has a folder of its own
 
 SIZES = (7, 12, 4, 20)
 

@@ -94,7 +94,9 @@ def test_harmful_unlabelled_gradient_is_dropped(sign: float, factor: float, tmp_
     assert float(trainer.callback_metrics["train/agree"]) == (sign > 0)
 
 
-@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+@pytest.mark.filterwarnings(
+    "ignore:You defined a `validation_step` but have no `val_dataloader`"
+)  # toys without validation
 def test_openmatch_selects_the_pool_before_the_epoch_by_the_average(tmp_path: Path) -> None:
     seen: list[Step] = []
 

@@ -18,7 +18,7 @@ README = Path(__file__).parents[2] / "lit_methods/semi_supervised/README.md"
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists")
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists")  # both runs share a folder
 def test_command_for_all_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     few = [*QUICK, "--data.steps_per_epoch=2"]

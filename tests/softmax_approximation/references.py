@@ -47,7 +47,7 @@ def paper_row(weights: list[float], kept: int, *, tail: str = "paper", n_steps: 
     if len(positive) <= 2 * kept:
         return list(weights)
     high, low = positive[:kept], positive[-kept:]
-    h, g, l = high[-1], positive[kept], low[0]  # noqa: E741
+    h, g, l = high[-1], positive[kept], low[0]  # noqa: E741  the paper's letter
     n = len(positive) - 2 * kept + 1 if n_steps == "masked" else len(weights)
     slope = {
         "paper": (math.log(h / l) + 2 * (h - g)) / (n * (1 - h)),
@@ -85,7 +85,7 @@ def random_heads(
     key_heads = heads if key_heads is None else key_heads
     sizes = [(batch, queries, heads, 8), (batch, keys, key_heads, 8), (batch, keys, key_heads, 6)]
     query, key, value = (
-        torch.randn(size, generator=generator, dtype=torch.float64).to(dtype).transpose(1, 2).requires_grad_()  # type: ignore[call-overload]
+        torch.randn(size, generator=generator, dtype=torch.float64).to(dtype).transpose(1, 2).requires_grad_()
         for size in sizes
     )
     return query, key, value

@@ -46,7 +46,7 @@ def test_attention_is_counted_by_hand() -> None:
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")  # torch says that CSR is in beta
 def test_sparse_tensors_count_by_their_parts(compressed: bool) -> None:
     places, values = torch.arange(10), torch.ones(10)
     if compressed:

@@ -193,6 +193,7 @@ def test_autocast() -> None:
         assert relative(gradients(encoder, lambda: out().square().sum()), exact) < 0.05
 
 
+# Its own bytes.
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])  # noqa: S301
 def test_copies_made_meanwhile_are_torch_s_own(way: Any) -> None:
     encoder, x = _encoder().eval(), torch.randn(BATCH, KEYS, SIZE)

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from lit_methods.errors import check_strategy
+from lit_methods.errors import check_factory, check_object, check_strategy
 from lit_methods.semi_supervised.batches import OpenSetBatch, check_labels, check_training_batch
 from lit_methods.semi_supervised.draws import seeded, seeded_generator
 from lit_methods.semi_supervised.ema import ExponentialMovingAverage
@@ -51,6 +51,7 @@ class SemiSupervisedClassifier(LightningModule):
 
     Raises:
         ValueError: If an argument is out of its range.
+        TypeError: If a string stands for an object.
     """
 
     def __init__(
@@ -71,6 +72,9 @@ class SemiSupervisedClassifier(LightningModule):
             raise ValueError(f"num_classes={num_classes} must be at least 2.")
         if num_features < 1:
             raise ValueError(f"num_features={num_features} must be at least 1.")
+        check_object("backbone", backbone, nn.Module, "WideResNet()")
+        check_object("strategy", strategy, Strategy, "FixMatch()")
+        check_factory("optimizer", optimizer)
         self.save_hyperparameters("num_features", "num_classes", "ema_decay", "seed")
         self.strategy = Supervised() if strategy is None else strategy
         self.num_classes, self.seed = num_classes, seed

@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from lit_methods.errors import check_strategy
+from lit_methods.errors import check_object, check_strategy
 from lit_methods.logging import log_figure
 from lit_methods.semi_supervised.batches import (
     OpenSetBatch,
@@ -106,6 +106,8 @@ class DiscriminatorWeightedDiffusion(LightningModule):
             raise ValueError(f"num_classes={num_classes} must be at least 1.")
         if not 0 <= label_dropout <= 1:
             raise ValueError(f"label_dropout={label_dropout} must lie in [0, 1].")
+        check_object("relevance", relevance, Relevance, "UniformRelevance()")
+        check_object("transformation", transformation, Transformation, "Transformation()")
         embedded = getattr(getattr(unet, "config", None), "num_class_embeds", num_classes + 1)
         if embedded != num_classes + 1:
             raise ValueError(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchmetrics.aggregation import CatMetric
 from torchmetrics.functional.classification import binary_auroc
 
+from lit_methods.errors import check_factory, check_object
 from lit_methods.logging import log_figure
 from lit_methods.semi_supervised.batches import OpenSetBatch, Unlabeled, check_equal_shapes, check_training_batch
 from lit_methods.semi_supervised.draws import seeded
@@ -42,6 +43,10 @@ class RelevanceDiscriminator(LightningModule):
         selection_file: JSON file that prediction over the whole pool writes: its size as `pool` and the `positions` of
             the images scored above one half. `OpenSetDataModule(pool_file=...)` reads it. None writes nothing.
         pretrained: Whether `network` comes trained, so that `selection_file` needs neither a fit nor a checkpoint.
+
+    Raises:
+        ValueError: If `alpha` is out of its range.
+        TypeError: If a string stands for an object.
     """
 
     def __init__(
@@ -57,6 +62,9 @@ class RelevanceDiscriminator(LightningModule):
         pretrained: bool = False,
     ) -> None:
         super().__init__()
+        check_object("network", network, nn.Module, "SmallCNN(num_classes=1)")
+        check_object("loss", loss, PULoss, "PULoss(prior=0.5)")
+        check_factory("optimizer", optimizer)
         self.save_hyperparameters({"alpha": alpha, "seed": seed, "prior": loss.prior, "balanced": loss.balanced})
         self.network, self.loss, self.augmentation = network, loss, augmentation
         self.weight = RelevanceWeight(loss.prior, alpha, loss.balanced)

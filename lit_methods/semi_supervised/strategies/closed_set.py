@@ -3,6 +3,7 @@
 import torch
 from torch.nn import functional as F
 
+from lit_methods.errors import check_above, check_at_least, check_share
 from lit_methods.semi_supervised.ssl_functional import (
     consistency_loss,
     mixup,
@@ -49,10 +50,14 @@ class FixMatch(Strategy):
     Args:
         threshold: Least confidence.
         unlabeled_weight: Weight `lambda_u`.
+
+    Raises:
+        ValueError: If an argument is out of its range.
     """
 
     def __init__(self, threshold: float = 0.95, unlabeled_weight: float = 1.0) -> None:
-        _check_share("threshold", threshold)
+        check_share("threshold", threshold)
+        check_at_least("unlabeled_weight", unlabeled_weight)
         self.threshold, self.unlabeled_weight = threshold, unlabeled_weight
 
     def losses(self, step: Step) -> Losses:
@@ -75,6 +80,9 @@ class MixMatch(Strategy):
         num_views: Weak views `K` that the guess is averaged over.
         unlabeled_weight: Weight `lambda_u` after the ramp.
         ramp: Share of the training in which the weight rises linearly from 0.
+
+    Raises:
+        ValueError: If an argument is out of its range.
     """
 
     def __init__(
@@ -86,11 +94,10 @@ class MixMatch(Strategy):
         ramp: float = 0.4,
     ) -> None:
         for name, value in (("temperature", temperature), ("alpha", alpha)):
-            if value <= 0:
-                raise ValueError(f"{name}={value} must be above 0.")
-        if num_views < 1:
-            raise ValueError(f"num_views={num_views} must be at least 1.")
-        _check_share("ramp", ramp)
+            check_above(name, value)
+        check_at_least("num_views", num_views, 1)
+        check_at_least("unlabeled_weight", unlabeled_weight)
+        check_share("ramp", ramp)
         self.temperature, self.alpha, self.num_views = temperature, alpha, num_views
         self.unlabeled_weight, self.ramp = unlabeled_weight, ramp
 
@@ -108,8 +115,3 @@ class MixMatch(Strategy):
         labeled = F.cross_entropy(logits[:count], mixed_targets[:count])
         weight = self.unlabeled_weight * (min(1.0, step.progress / self.ramp) if self.ramp > 0 else 1.0)
         return Losses(labeled, consistency_loss(logits[count:], mixed_targets[count:]), weight)
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}={value} must lie in [0, 1].")

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_methods.errors import check_above, check_at_least, check_object, check_share
 from lit_methods.semi_supervised.ssl_functional import (
     is_inlier,
     mixup,
@@ -28,6 +29,9 @@ class OpenMatch(Strategy):
         em_weight: Weight of the entropy.
         socr_weight: Weight of the soft consistency; 1 for CIFAR-100.
         start_epoch: First epoch with FixMatch.
+
+    Raises:
+        ValueError: If an argument is out of its range.
     """
 
     takes_soft_targets = False
@@ -35,6 +39,10 @@ class OpenMatch(Strategy):
     def __init__(
         self, threshold: float = 0.0, em_weight: float = 0.1, socr_weight: float = 0.5, start_epoch: int = 10
     ) -> None:
+        check_share("threshold", threshold)
+        check_at_least("em_weight", em_weight)
+        check_at_least("socr_weight", socr_weight)
+        check_at_least("start_epoch", start_epoch)
         self.threshold, self.em_weight, self.socr_weight = threshold, em_weight, socr_weight
         self.selects_from = start_epoch
 
@@ -79,6 +87,9 @@ class IOMatch(Strategy):
         open_threshold: `tau_q`.
         open_weight: Weight of the last term.
         start_epoch: First epoch with the last term.
+
+    Raises:
+        ValueError: If an argument is out of its range.
     """
 
     takes_soft_targets = False
@@ -90,6 +101,10 @@ class IOMatch(Strategy):
         open_weight: float = 1.0,
         start_epoch: int = 1,
     ) -> None:
+        check_share("threshold", threshold)
+        check_share("open_threshold", open_threshold)
+        check_at_least("open_weight", open_weight)
+        check_at_least("start_epoch", start_epoch)
         self.threshold, self.open_threshold, self.open_weight = threshold, open_threshold, open_weight
         self.start_epoch = start_epoch
 
@@ -138,12 +153,16 @@ class FixAStep(Strategy):
         alpha: Parameter of the Beta distribution of the mix.
 
     Raises:
-        ValueError: If `base` needs hard labels.
+        ValueError: If `base` needs hard labels, or a number is out of its range.
+        TypeError: If `base` is no strategy.
     """
 
     gates_gradients = True
 
     def __init__(self, base: Strategy, temperature: float = 0.5, alpha: float = 0.5) -> None:
+        check_object("base", base, Strategy, "FixMatch()")
+        check_above("temperature", temperature)
+        check_above("alpha", alpha)
         if not base.takes_soft_targets:
             raise ValueError(f"base={type(base).__name__} needs hard labels; take FixMatch or MixMatch.")
         self.base, self.temperature, self.alpha = base, temperature, alpha
