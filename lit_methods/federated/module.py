@@ -20,6 +20,8 @@ from lit_methods.federated.cohort import Cohort, LocalTraining, Update, merged_f
 from lit_methods.federated.evaluated_module import EvaluatedModule
 from lit_methods.federated.local_training import LocalBackend, Models, per_sample
 from lit_methods.federated.ranks import from_all_ranks, sum_over_ranks
+from lit_methods.federated.resuming import Setting, check_same_settings, strategy_settings
+from lit_methods.federated.state import check_same_clients
 from lit_methods.federated.strategies import Strategy
 from lit_methods.logging import log_figure
 
@@ -65,7 +67,8 @@ class FederatedModule(EvaluatedModule):
             as `UserLevelNoise`, puts another in its place.
 
     Guarantees:
-        - A resumed run equals the uninterrupted one, every personal model included.
+        - A resumed run equals the uninterrupted one, every personal model included; one with another strategy, seed,
+          `buffer_policy` or other clients is refused.
         - The order and the number of processes in which clients are trained change nothing beyond rounding.
         - Personal models and private parts are in no upload, and in no one's `federated/bytes_up`.
 
@@ -124,6 +127,8 @@ class FederatedModule(EvaluatedModule):
         self._make_optimizer = optimizer or partial(SGD, lr=0.05, momentum=0.5)
         self._make_server_optimizer = server_optimizer or partial(SGD, lr=1.0)
         self.aggregation: Aggregation = WeightedMean()
+        self._strategy_settings = strategy_settings(self.strategy)
+        self._fitting = False
 
     def setup(self, stage: str) -> None:
         """Refuses strategies that shard, and trainer flags that rounds have no meaning for.
@@ -132,7 +137,8 @@ class FederatedModule(EvaluatedModule):
             MisconfigurationException: If there are such.
         """
         check_strategy(self.trainer, "FederatedModule gives each client a whole model")
-        if stage == "fit":
+        self._fitting = stage == "fit"
+        if self._fitting:
             check_trainer(self.trainer)
 
     def on_fit_start(self) -> None:
@@ -243,20 +249,31 @@ class FederatedModule(EvaluatedModule):
                 log_figure(self.trainer, "federated/partition", partition_figure(counts))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the round, the personal models of all ranks, and the clock."""
+        """Adds the round, the personal models of all ranks, the clock, and what must stay the same on a resume."""
         state = self.state.state_dict()
         for name in ("personal", "buffers"):
             parts = [part for part in from_all_ranks(state[name], self._world()) if part]
             state[name] = {key: torch.cat([part[key] for part in parts]) for key in ("clients", "vectors") if parts}
-        checkpoint[_CHECKPOINT_KEY] = state | {"backend": self.backend.state_dict()}
+        checkpoint[_CHECKPOINT_KEY] = state | {"backend": self.backend.state_dict(), "settings": self._settings()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores what `on_save_checkpoint` added.
 
         Raises:
-            ValueError: If the checkpoint is of another module.
+            ValueError: If the checkpoint is of another module, or a fit would go on with another strategy, seed,
+                `buffer_policy` or clients than it has; nothing is restored then.
         """
         if _CHECKPOINT_KEY not in checkpoint:
             raise ValueError("The checkpoint holds no federated state: it was not saved by a FederatedModule.")
-        self.state.load_state_dict(checkpoint[_CHECKPOINT_KEY])
-        self.backend.load_state_dict(checkpoint[_CHECKPOINT_KEY]["backend"])
+        saved = checkpoint[_CHECKPOINT_KEY]
+        if self._fitting:
+            check_same_settings(saved.get("settings", {}), self._settings())
+            # Clients that come without a datamodule are only seen in the first round, which refuses them too.
+            federation = getattr(cast(Any, self.trainer).datamodule, "federation", None)
+            if federation is not None:
+                check_same_clients(federation, saved.get("clients"), saved["fingerprint"])
+        self.state.load_state_dict(saved)
+        self.backend.load_state_dict(saved["backend"])
+
+    def _settings(self) -> dict[str, Setting]:
+        return {"seed": self.seed, "buffer_policy": self.buffer_policy} | self._strategy_settings
