@@ -11,12 +11,7 @@ from torch import Tensor, nn
 
 from lit_methods.errors import check_strategy
 from lit_methods.logging import log_figure
-from lit_methods.semi_supervised.batches import (
-    OpenSetBatch,
-    check_equal_shapes,
-    check_labels,
-    check_training_batch,
-)
+from lit_methods.semi_supervised.batches import OpenSetBatch, check_equal_shapes, check_labels, check_training_batch
 from lit_methods.semi_supervised.draws import DiffusionDraws, seeded_generator
 from lit_methods.semi_supervised.functional import effective_sample_size, per_sample_error, weighted_diffusion_loss
 from lit_methods.semi_supervised.latents import LatentCache, check_image_shape, encode
