@@ -6,6 +6,7 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
@@ -128,7 +129,6 @@ class FederatedModule(EvaluatedModule):
         self._make_server_optimizer = server_optimizer or partial(SGD, lr=1.0)
         self.aggregation: Aggregation = WeightedMean()
         self._strategy_settings = strategy_settings(self.strategy)
-        self._fitting = False
 
     def setup(self, stage: str) -> None:
         """Refuses strategies that shard, and trainer flags that rounds have no meaning for.
@@ -137,8 +137,7 @@ class FederatedModule(EvaluatedModule):
             MisconfigurationException: If there are such.
         """
         check_strategy(self.trainer, "FederatedModule gives each client a whole model")
-        self._fitting = stage == "fit"
-        if self._fitting:
+        if stage == "fit":
             check_trainer(self.trainer)
 
     def on_fit_start(self) -> None:
@@ -266,10 +265,11 @@ class FederatedModule(EvaluatedModule):
         if _CHECKPOINT_KEY not in checkpoint:
             raise ValueError("The checkpoint holds no federated state: it was not saved by a FederatedModule.")
         saved = checkpoint[_CHECKPOINT_KEY]
-        if self._fitting:
+        # `load_from_checkpoint` has no trainer, for which the property would raise.
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             check_same_settings(saved.get("settings", {}), self._settings())
             # Clients that come without a datamodule are only seen in the first round, which refuses them too.
-            federation = getattr(cast(Any, self.trainer).datamodule, "federation", None)
+            federation = getattr(cast(Any, self._trainer).datamodule, "federation", None)
             if federation is not None:
                 check_same_clients(federation, saved.get("clients"), saved["fingerprint"])
         self.state.load_state_dict(saved)
