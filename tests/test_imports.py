@@ -38,6 +38,11 @@ def imported(source: str, package: tuple[str, ...]) -> set[tuple[str, ...]]:
     return names
 
 
+def _holds_modules(part: str) -> bool:
+    """Whether a file or folder of that name is for LightningModules: `module`, or one such as `evaluated_module`."""
+    return part == "module" or part.endswith("_module")
+
+
 def breaches(name: tuple[str, ...], names: set[tuple[str, ...]], rooms: set[str] = ROOMS) -> list[str]:
     """The rules that a module of that name breaks by importing those names."""
     found = []
@@ -53,9 +58,9 @@ def breaches(name: tuple[str, ...], names: set[tuple[str, ...]], rooms: set[str]
         foreign = {other[0] for other in names} - FUNCTIONAL - ({"lit_methods"} if pure == {True} else set())
         if (layer == "functional" or layer.startswith("_")) and layer != home and foreign:
             found.append("functional imports more than torch, numpy, scipy")
-        if layer not in ("module", home) and "module" in room:
+        if layer != home and not any(map(_holds_modules, name[2:])) and any(map(_holds_modules, room)):
             found.append("a lower layer imports the LightningModule")
-    if home == "callbacks" and any(other[0] in rooms and "module" in other[1:2] for other in own):
+    if home == "callbacks" and any(other[0] in rooms and any(map(_holds_modules, other[1:2])) for other in own):
         found.append("a callback imports a LightningModule")
     if home == "callbacks" and any(other[0] in ("datamodules", "cli", "runner", "report") for other in own):
         found.append("a callback imports data or the command line")
@@ -83,11 +88,13 @@ def test_imports_run_downward_only(path: Path) -> None:
         ("red.module", "from .. import blue"),
         ("red.noise", "from lit_methods.red.module import Module"),
         ("red.noise", "from . import module"),
+        ("red.noise", "from . import evaluated_module"),
         ("red.noise", "from lit_methods.callbacks import Noise"),
         ("red.functional", "import lightning.pytorch"),
         ("red.functional", "from lit_methods.red import noise"),
         ("red.module", "def late():\n    import pytorch_lightning"),
         ("callbacks.noise", "from lit_methods.red.module import Module"),
+        ("callbacks.noise", "from lit_methods.red.evaluated_module import Module"),
         ("callbacks.noise", "import lit_methods.red, lit_methods.blue"),
         ("callbacks.noise", "from lit_methods import datamodules"),
         ("datamodules.digits", "from lit_methods.red import functional"),
@@ -105,6 +112,8 @@ def test_each_breach_is_seen(module: str, line: str) -> None:
     [
         ("red.functional", "import math, torch.nn\nfrom scipy import linalg"),
         ("red.module", "from lit_methods.red.noise import Noise\nfrom lightning.pytorch import LightningModule"),
+        ("red.module", "from lit_methods.red.evaluated_module import EvaluatedModule"),
+        ("red.module.diffusion", "from lit_methods.red.module.transforming_module import TransformingModule"),
         ("callbacks.noise", "from lit_methods.red import functional\nfrom lit_methods.logging import log_figure"),
         ("datamodules.digits", "from lit_methods.datamodules.errors import DatasetNotFoundError"),
     ],

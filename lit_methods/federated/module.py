@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
@@ -18,21 +18,19 @@ from lit_methods.federated.clients import Federation
 from lit_methods.federated.clock import NetworkModel
 from lit_methods.federated.co_distillation import SpectralCoDistillation
 from lit_methods.federated.cohort import Cohort, LocalTraining, Update, merged_figures, named_figures
-from lit_methods.federated.evaluation import EvaluationBatch, FederatedAccuracy
-from lit_methods.federated.layout import ModelLayout
+from lit_methods.federated.evaluated_module import EvaluatedModule
 from lit_methods.federated.local_training import LocalBackend, Models, per_sample
-from lit_methods.federated.modes import TrainingModes
 from lit_methods.federated.ranks import from_all_ranks, sum_over_ranks
-from lit_methods.federated.state import FederatedState
+from lit_methods.federated.resuming import Setting, check_same_settings, strategy_settings
+from lit_methods.federated.state import check_same_clients
 from lit_methods.federated.strategies import Strategy
 from lit_methods.logging import log_figure
 
 _CHECKPOINT_KEY = "federated"
-_EVALUATED_AT_ONCE = 32
 _ON_THE_BAR = ("train/loss", "federated/round")
 
 
-class FederatedModule(LightningModule):
+class FederatedModule(EvaluatedModule):
     """Federated and personalized learning, simulated: each training batch is one communication round.
 
     A training batch is a `Federation`. The module draws the clients of the round, the strategy trains them, and the
@@ -70,7 +68,8 @@ class FederatedModule(LightningModule):
             as `UserLevelNoise`, puts another in its place.
 
     Guarantees:
-        - A resumed run equals the uninterrupted one, every personal model included.
+        - A resumed run equals the uninterrupted one, every personal model included; one with another strategy, seed,
+          `buffer_policy` or other clients is refused.
         - The order and the number of processes in which clients are trained change nothing beyond rounding.
         - Personal models and private parts are in no upload, and in no one's `federated/bytes_up`.
 
@@ -98,7 +97,6 @@ class FederatedModule(LightningModule):
         transport: NetworkModel | None = None,
         seconds_per_step: float | None = None,
     ) -> None:
-        super().__init__()
         check_arguments(
             num_classes,
             participation,
@@ -113,29 +111,26 @@ class FederatedModule(LightningModule):
         check_object("backend", backend, LocalBackend, "LoopBackend()")
         # A path would make a checkpoint that torch.load refuses.
         spill_folder = None if spill_folder is None else str(spill_folder)
+        super().__init__(
+            network,
+            num_classes,
+            SpectralCoDistillation() if strategy is None else strategy,
+            AutomaticBackend() if backend is None else backend,
+            buffer_policy,
+            spill_folder,
+        )
         self.save_hyperparameters(
             ignore=["network", "strategy", "optimizer", "server_optimizer", "loss", "backend", "transport"]
         )
-        self.strategy = SpectralCoDistillation() if strategy is None else strategy
-        self.network = self.strategy.wrap(network)
-        self.layout = ModelLayout.of(self.network)
-        self.backend = AutomaticBackend() if backend is None else backend
         self.loss = nn.CrossEntropyLoss() if loss is None else loss
-        self.num_classes, self.participation, self.clients_per_round = num_classes, participation, clients_per_round
+        self.participation, self.clients_per_round = participation, clients_per_round
         self.local_epochs, self.batch_size, self.seed = local_epochs, batch_size, seed
-        self.buffer_policy, self.seconds_per_step = buffer_policy, seconds_per_step
+        self.seconds_per_step = seconds_per_step
         self.transport = NetworkModel() if transport is None else transport
-        self.state = FederatedState(spill_folder)
         self._make_optimizer = optimizer or partial(SGD, lr=0.05, momentum=0.5)
         self._make_server_optimizer = server_optimizer or partial(SGD, lr=1.0)
         self.aggregation: Aggregation = WeightedMean()
-        self._accuracy: FederatedAccuracy | None = None
-        self._has_personal = False
-        self._modes = TrainingModes(self.network)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Logits `(B, num_classes)` of the generic model."""
-        return cast(Tensor, self.network(inputs))
+        self._strategy_settings = strategy_settings(self.strategy)
 
     def setup(self, stage: str) -> None:
         """Refuses strategies that shard, and trainer flags that rounds have no meaning for.
@@ -172,9 +167,6 @@ class FederatedModule(LightningModule):
         pull = (weights * delta).sum()
         return pull.detach() - pull + delta.square().sum() / 2
 
-    def _world(self) -> int:
-        return self.trainer.world_size
-
     def _cohort(self, federation: Federation, clients: list[int], counts: Tensor) -> Cohort:
         shared = self.layout.mask(self.strategy.shared(self.layout)).to(self.device)
         training = LocalTraining(
@@ -204,9 +196,6 @@ class FederatedModule(LightningModule):
             personal,
             counts[clients].to(self.device),
         )
-
-    def _server(self) -> Models:
-        return Models(self.layout.read(self.network).unsqueeze(0), self.layout.read_buffers(self.network).unsqueeze(0))
 
     def _server_delta(self, cohort: Cohort, update: Update, counts: Tensor, drawn: list[int]) -> Tensor:
         """This rank's part of the mean upload minus the server's model, times the number of ranks."""
@@ -251,49 +240,6 @@ class FederatedModule(LightningModule):
         values = int(cohort.shared.sum()) * cohort.received.weights.element_size()
         return values + (4 * self.layout.buffer_size if self.buffer_policy == "aggregate" else 0)
 
-    def on_validation_model_eval(self) -> None:
-        """Begins anew, and remembers how the layers are trained, which fine-tuning at an evaluation needs."""
-        self._forget_evaluation()
-        self._modes = TrainingModes(self.network)
-        super().on_validation_model_eval()
-
-    def on_test_model_eval(self) -> None:
-        """See `on_validation_model_eval`."""
-        self._forget_evaluation()
-        self._modes = TrainingModes(self.network)
-        super().on_test_model_eval()
-
-    def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
-        """Counts the correct answers of the generic model and of this rank's personal ones."""
-        self._count(batch)
-
-    def test_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
-        """See `validation_step`."""
-        self._count(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs the accuracies."""
-        self._log_accuracy("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Logs the accuracies."""
-        self._log_accuracy("test")
-
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Class probabilities `(B, num_classes)` by the generic model, with or without labels beside the inputs."""
-        inputs = batch if isinstance(batch, Tensor) else batch[0]
-        return cast(Tensor, self(inputs)).softmax(dim=-1)
-
-    def personal_network(self, client: int) -> nn.Module:
-        """A copy of the network with a client's personal model, in evaluation mode.
-
-        Raises:
-            ValueError: If the client has none: it has not taken part, or the method keeps none.
-        """
-        if client not in self.state.personal:
-            raise ValueError(f"Client {client} has no personal model; these have one: {list(self.state.personal)}.")
-        return self.layout.build(self.network, self.state.personal[client].to(self.device)).eval()
-
     def on_train_epoch_end(self) -> None:
         """Draws the partition once, after the first round."""
         counts = self.state.class_counts
@@ -303,71 +249,33 @@ class FederatedModule(LightningModule):
             if self.trainer.is_global_zero and not cast(Any, self.trainer).fast_dev_run:
                 log_figure(self.trainer, "federated/partition", partition_figure(counts))
 
-    def _reports_generic(self) -> bool:
-        return self.strategy.has_generic and (self.buffer_policy == "aggregate" or not self.layout.buffer_size)
-
-    def _count(self, batch: EvaluationBatch) -> None:
-        inputs, labels, members, federation = batch
-        if self._accuracy is None:
-            counts = self.state.meet(federation, self.num_classes)
-            self._accuracy = FederatedAccuracy(counts, self.device)
-            self._personalize(federation, counts)
-        self._accuracy.add_batch(labels, members)
-        if self._reports_generic():
-            self._accuracy.add_generic(self(inputs).argmax(dim=-1) == labels, labels, members)
-        own = list(self.state.evaluated)
-        for start in range(0, len(own), _EVALUATED_AT_ONCE):
-            clients = own[start : start + _EVALUATED_AT_ONCE]
-            models = self.state.evaluated_models(clients, self._server())
-            logits = self.backend.predict(self.network, self.layout, models, inputs, self.strategy.personal_forward)
-            places = torch.tensor(clients, device=self.device)
-            self._accuracy.add_personal(logits.argmax(dim=-1) == labels, labels, members, places)
-
-    def _personalize(self, federation: Federation, counts: Tensor) -> None:
-        """Stores the personal models of this rank's clients for evaluation, a few at a time: there may be many."""
-        own = list(range(self.global_rank, len(federation), self._world()))
-        # Also once without clients, so that all ranks know whether the method has personal models.
-        for start in range(0, max(1, len(own)), _EVALUATED_AT_ONCE):
-            clients = own[start : start + _EVALUATED_AT_ONCE]
-            with self._modes.restored(self.network):
-                models = self.strategy.personalize(self._cohort(federation, clients, counts))
-            if models is None:
-                return
-            self._has_personal = True
-            self.state.keep_evaluated(clients, models)
-
-    def _log_accuracy(self, stage: str) -> None:
-        if self._accuracy is None:
-            return
-        figures = self._accuracy.generic_figures() if self._reports_generic() else {}
-        if self._has_personal:
-            self._accuracy.personal = sum_over_ranks(self._accuracy.personal, self._world())
-            self._accuracy.personal_drawn = sum_over_ranks(self._accuracy.personal_drawn, self._world())
-            figures |= self._accuracy.personal_figures()
-        bar = {"generic_acc", "personal_acc"}
-        for name, value in figures.items():
-            self.log(f"{stage}/{name}", value, prog_bar=name in bar, sync_dist=True)
-        self._forget_evaluation()
-
-    def _forget_evaluation(self) -> None:
-        self._accuracy, self._has_personal = None, False
-        self.state.evaluated.clear()
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the round, the personal models of all ranks, and the clock."""
+        """Adds the round, the personal models of all ranks, the clock, and what must stay the same on a resume."""
         state = self.state.state_dict()
         for name in ("personal", "buffers"):
             parts = [part for part in from_all_ranks(state[name], self._world()) if part]
             state[name] = {key: torch.cat([part[key] for part in parts]) for key in ("clients", "vectors") if parts}
-        checkpoint[_CHECKPOINT_KEY] = state | {"backend": self.backend.state_dict()}
+        checkpoint[_CHECKPOINT_KEY] = state | {"backend": self.backend.state_dict(), "settings": self._settings()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores what `on_save_checkpoint` added.
 
         Raises:
-            ValueError: If the checkpoint is of another module.
+            ValueError: If the checkpoint is of another module, or a fit would go on with another strategy, seed,
+                `buffer_policy` or clients than it has; nothing is restored then.
         """
         if _CHECKPOINT_KEY not in checkpoint:
             raise ValueError("The checkpoint holds no federated state: it was not saved by a FederatedModule.")
-        self.state.load_state_dict(checkpoint[_CHECKPOINT_KEY])
-        self.backend.load_state_dict(checkpoint[_CHECKPOINT_KEY]["backend"])
+        saved = checkpoint[_CHECKPOINT_KEY]
+        # `load_from_checkpoint` has no trainer, for which the property would raise.
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            check_same_settings(saved.get("settings", {}), self._settings())
+            # Clients that come without a datamodule are only seen in the first round, which refuses them too.
+            federation = getattr(cast(Any, self._trainer).datamodule, "federation", None)
+            if federation is not None:
+                check_same_clients(federation, saved.get("clients"), saved["fingerprint"])
+        self.state.load_state_dict(saved)
+        self.backend.load_state_dict(saved["backend"])
+
+    def _settings(self) -> dict[str, Setting]:
+        return {"seed": self.seed, "buffer_policy": self.buffer_policy} | self._strategy_settings

@@ -36,6 +36,7 @@ class FederatedState:
         self.clock = ProtocolClock()
         self.class_counts: Tensor | None = None
         self._fingerprint: str | None = None
+        self._clients: int | None = None
 
     def meet(self, federation: Federation, num_classes: int) -> Tensor:
         """Returns the class counts of a federation, and refuses another one than the run began with.
@@ -45,12 +46,7 @@ class FederatedState:
         Raises:
             ValueError: If personal models belong to other partitions, or the federation is empty or does not fit.
         """
-        if self._fingerprint not in (None, federation.fingerprint):
-            raise ValueError(
-                f"This run began with the clients {self._fingerprint!r}, but the data now are "
-                f"{federation.fingerprint!r}: their personal models would belong to others. Resume with the same data "
-                "set, num_clients, partition, partition_seed and train_size."
-            )
+        check_same_clients(federation, self._clients, self._fingerprint)
         if self.class_counts is None:
             if not len(federation):
                 raise ValueError("The federation has no clients; pass num_clients of at least 1.")
@@ -61,7 +57,7 @@ class FederatedState:
                     f"No client holds an example of the classes {missing} of num_classes={num_classes}, which no model "
                     "can learn: train on more examples, or pass a smaller num_classes."
                 )
-            self._fingerprint = federation.fingerprint
+            self._fingerprint, self._clients = federation.fingerprint, len(federation)
         return self.class_counts
 
     def personal_models(self, clients: Sequence[int], received: Models) -> Models:
@@ -100,6 +96,7 @@ class FederatedState:
             "buffers": self.buffers.state_dict(),
             "clock": self.clock.state_dict(),
             "fingerprint": self._fingerprint,
+            "clients": self._clients,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -108,8 +105,32 @@ class FederatedState:
         self.personal.load_state_dict(state["personal"])
         self.buffers.load_state_dict(state["buffers"])
         self.clock.load_state_dict(state["clock"])
-        self._fingerprint = state["fingerprint"]
+        self._fingerprint, self._clients = state["fingerprint"], state.get("clients")
         self.class_counts = None
+
+
+def check_same_clients(federation: Federation, clients: int | None, fingerprint: str | None) -> None:
+    """Refuses other clients than a run began with.
+
+    Args:
+        federation: The clients now.
+        clients: Their number in the run; None where it is not known.
+        fingerprint: Their fingerprint in the run; None where it has met none.
+
+    Raises:
+        ValueError: If they are others.
+    """
+    if clients not in (None, len(federation)):
+        raise ValueError(
+            f"This run began with num_clients={clients}, but the data now have num_clients={len(federation)}: personal "
+            f"models would belong to others. Pass num_clients={clients}, or begin a new run without ckpt_path."
+        )
+    if fingerprint not in (None, federation.fingerprint):
+        raise ValueError(
+            f"This run began with the clients {fingerprint!r}, but the data now are {federation.fingerprint!r}: their "
+            "personal models would belong to others. Resume with the same data set, num_clients, partition, "
+            "partition_seed and train_size."
+        )
 
 
 def _store(store: ClientStore, clients: Sequence[int], models: Models) -> None:

@@ -18,7 +18,17 @@ from lit_methods import DataWeighting
 from lit_methods.data_manipulation import ForwardMode, Hypergradient, LazyAdam, LearnedWeights, weighted_mean
 from lit_methods.data_manipulation.figures import examples_at, image_of, label_of
 from lit_methods.datamodules import IndexedDataset
-from tests.callbacks.test_data_weighting import B, N, Own, _fit, _network, _sgd, _tensors, _val, _weighting
+from tests.callbacks.weighting_toys import (
+    B,
+    N,
+    Own,
+    data_weighting,
+    fit,
+    momentum_sgd,
+    small_network,
+    toy_tensors,
+    val_loader,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")  # toys without validation
 
@@ -28,7 +38,7 @@ class Foreign(LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network, self.loss = _network(), nn.CrossEntropyLoss()
+        self.network, self.loss = small_network(), nn.CrossEntropyLoss()
 
     def training_step(self, batch: Any, _: int) -> Tensor:
         loss = self.loss(self.network(batch[0]), batch[1])
@@ -36,7 +46,7 @@ class Foreign(LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        return _sgd(self.parameters())
+        return momentum_sgd(self.parameters())
 
 
 class Star(Foreign):
@@ -51,9 +61,9 @@ class Alone(Foreign):
 
 @pytest.mark.parametrize("module", [Foreign, Star, Alone])
 def test_any_signature_of_the_training_step(module: type[Foreign]) -> None:
-    found, own = _weighting(), _weighting(criterion=None)
-    _fit(module(), found)
-    _fit(Own(), own)
+    found, own = data_weighting(), data_weighting(criterion=None)
+    fit(module(), found)
+    fit(Own(), own)
     torch.testing.assert_close(found.weights(), own.weights())
 
 
@@ -61,8 +71,8 @@ def test_any_signature_of_the_training_step(module: type[Foreign]) -> None:
 def test_validation_batches_have_the_trainers_precision(precision: Any) -> None:
     weights = []
     for chosen in ("32-true", precision):
-        callback = _weighting(hypergradient=Hypergradient(ForwardMode()))
-        _fit(Foreign(), callback, precision=chosen)
+        callback = data_weighting(hypergradient=Hypergradient(ForwardMode()))
+        fit(Foreign(), callback, precision=chosen)
         weights.append(callback.weights())
     tolerance = 1e-3 if precision == "64-true" else 0.3
     torch.testing.assert_close(weights[1], weights[0], rtol=tolerance, atol=tolerance)
@@ -103,7 +113,7 @@ class OtherDraws(Foreign):
 )
 def test_steps_that_a_look_ahead_would_get_wrong_are_refused(module: type[Foreign], message: str) -> None:
     with pytest.raises(MisconfigurationException, match=message):
-        _fit(module(), _weighting())
+        fit(module(), data_weighting())
 
 
 def test_a_closure_that_runs_more_than_once_is_no_second_loss() -> None:
@@ -111,8 +121,8 @@ def test_a_closure_that_runs_more_than_once_is_no_second_loss() -> None:
         def configure_optimizers(self) -> Any:
             return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
 
-    callback = _weighting()
-    _fit(Quasi(), callback)
+    callback = data_weighting()
+    fit(Quasi(), callback)
     assert callback.weights().std() > 0
 
 
@@ -128,8 +138,8 @@ def test_noise_of_the_module_is_alike_on_both_sides_of_a_difference(eval_mode: b
 
     weights = []
     for hypergradient in (Hypergradient(), Hypergradient(ForwardMode())):
-        callback = _weighting(criterion=None, hypergradient=hypergradient, eval_mode=eval_mode)
-        _fit(Noisy(), callback)
+        callback = data_weighting(criterion=None, hypergradient=hypergradient, eval_mode=eval_mode)
+        fit(Noisy(), callback)
         weights.append(callback.weights())
     torch.testing.assert_close(weights[0], weights[1], rtol=2e-2, atol=2e-2)
     assert (weights[0] - 1).abs().max() > 0.05
@@ -146,31 +156,31 @@ def test_noise_of_the_look_ahead_differs_from_step_to_step() -> None:
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             return weighted_mean(self, Own.per_sample_loss(self, batch))
 
-    _fit(Noisy(), _weighting(criterion=None), max_epochs=1)
+    fit(Noisy(), data_weighting(criterion=None), max_epochs=1)
     assert len(draws) == 2 + 3 * N // B
     assert len(set(draws[2:])) == N // B
 
 
 def _rounds() -> Iterator[Any]:
     for _ in range(12):
-        yield from _val()
+        yield from val_loader()
 
 
 def test_a_validation_loader_that_ends_for_good_is_refused() -> None:
     with pytest.raises(ValueError, match=r"val_dataloader=generator can be read once only"):
-        _fit(Foreign(), DataWeighting(_rounds(), N, criterion="loss"))
+        fit(Foreign(), DataWeighting(_rounds(), N, criterion="loss"))
 
 
 def test_a_small_batch_can_collapse_too() -> None:
     """One example of six leaves 0.17 of the batch, above the bound of 0.1."""
-    callback = _weighting(strategy=LearnedWeights(LazyAdam(300.0)))
+    callback = data_weighting(strategy=LearnedWeights(LazyAdam(300.0)))
     with pytest.warns(UserWarning, match=r"of 0\.1\d+ of the batch \(0\.0\d+ where one example alone counts as 0\)"):
-        _fit(Foreign(), callback, max_epochs=4)
+        fit(Foreign(), callback, max_epochs=4)
 
 
 class Stream(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
-        yield from zip(*_tensors(), range(N), strict=True)
+        yield from zip(*toy_tensors(), range(N), strict=True)
 
 
 class Rows(Dataset[Any]):
@@ -178,19 +188,19 @@ class Rows(Dataset[Any]):
         return N
 
     def __getitem__(self, i: int) -> Any:
-        return {"image": torch.full((1, 2, 2), float(i)), "x": _tensors()[0][i], "label": float(i) + 0.5}
+        return {"image": torch.full((1, 2, 2), float(i)), "x": toy_tensors()[0][i], "label": float(i) + 0.5}
 
 
 def _parts() -> list[Any]:
-    indexed = IndexedDataset(TensorDataset(*_tensors()))
+    indexed = IndexedDataset(TensorDataset(*toy_tensors()))
     return [Subset(indexed, range(N // 2, N)), Subset(indexed, range(N - 1, -1, -1)), Stream()]
 
 
 @pytest.mark.parametrize("dataset", _parts(), ids=["second half", "reversed", "stream"])
 def test_no_wrong_example_is_shown(dataset: Any, tmp_path: Path) -> None:
-    callback = _weighting()
+    callback = data_weighting()
     logger = CSVLogger(tmp_path, name="", version="")
-    _fit(Foreign(), callback, DataLoader(dataset, B), logger=logger)
+    fit(Foreign(), callback, DataLoader(dataset, B), logger=logger)
     with (tmp_path / "data_weighting_least.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["index"]) for row in rows] == callback.weights().argsort(stable=True)[:16].tolist()

@@ -17,7 +17,7 @@ from lit_methods.data_manipulation import (
     RenReweighting,
     weighted_mean,
 )
-from tests.callbacks.test_data_weighting import B, N, Own, _classifier, _fit, _sgd, _weighting
+from tests.callbacks.weighting_toys import B, N, Own, data_weighting, fit, momentum_sgd, toy_classifier
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")  # toys without validation
 
@@ -38,8 +38,8 @@ def test_of_a_network_of_one_layer_it_is_the_whole_hypergradient(accumulate: int
     found = []
     for hypergradient in (LastLayer(), Hypergradient(ForwardMode())):
         torch.manual_seed(1)
-        callback = _weighting(hypergradient=hypergradient)
-        _fit(Classifier(nn.Linear(4, 3), 3, optimizer=_sgd), callback, accumulate_grad_batches=accumulate)
+        callback = data_weighting(hypergradient=hypergradient)
+        fit(Classifier(nn.Linear(4, 3), 3, optimizer=momentum_sgd), callback, accumulate_grad_batches=accumulate)
         found.append(callback.weights())
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
     assert (found[0] - 1).abs().max() > 0.05
@@ -48,27 +48,27 @@ def test_of_a_network_of_one_layer_it_is_the_whole_hypergradient(accumulate: int
 @pytest.mark.parametrize(("lookahead", "passes"), [(None, 1), (AtTheta(), 2)], ids=["training step", "at theta"])
 def test_training_examples_pass_the_network_once(lookahead: Any, passes: int) -> None:
     rows: list[int] = []
-    module = _classifier()
+    module = toy_classifier()
     module.network[0].register_forward_hook(lambda layer, inputs, output: rows.append(len(output)))
-    _fit(module, _weighting(hypergradient=LastLayer(lookahead=lookahead)), max_epochs=1)
+    fit(module, data_weighting(hypergradient=LastLayer(lookahead=lookahead)), max_epochs=1)
     validation = 8
     probe = 2 * B  # twice, to see that the losses repeat
     assert sum(rows) == probe + passes * N + (N // B) * validation
 
 
 def test_ren_takes_the_last_layer_before_the_step() -> None:
-    callback = _weighting(strategy=RenReweighting(), hypergradient=LastLayer(lookahead=AtTheta()))
-    _fit(_classifier(), callback)
+    callback = data_weighting(strategy=RenReweighting(), hypergradient=LastLayer(lookahead=AtTheta()))
+    fit(toy_classifier(), callback)
     assert callback.weights().std() > 0.1
     with pytest.raises(MisconfigurationException, match=r"look-ahead before the training step, such as AtTheta\(\)"):
-        _weighting(strategy=RenReweighting(), hypergradient=LastLayer())
+        data_weighting(strategy=RenReweighting(), hypergradient=LastLayer())
 
 
 def test_mixed_precision_weights_are_near_full_ones() -> None:
     found = []
     for precision in ("32-true", "bf16-mixed"):
-        callback = _weighting(hypergradient=LastLayer())
-        _fit(_classifier(), callback, precision=precision)
+        callback = data_weighting(hypergradient=LastLayer())
+        fit(toy_classifier(), callback, precision=precision)
         found.append(callback.weights())
     torch.testing.assert_close(found[1], found[0], rtol=0.1, atol=0.1)
     assert (found[1] - 1).abs().max() > 0.05
@@ -80,8 +80,8 @@ def test_a_batch_that_is_left_out_teaches_nothing() -> None:
         def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
             return None if batch_idx == 0 else weighted_mean(self, self.per_sample_loss(batch))
 
-    callback = _weighting(criterion=None, hypergradient=LastLayer())
-    _fit(Skips(), callback, max_epochs=1)
+    callback = data_weighting(criterion=None, hypergradient=LastLayer())
+    fit(Skips(), callback, max_epochs=1)
     visits = callback.strategy.table.visits
     assert visits[:B].tolist() == [0] * B
     assert visits[B:].tolist() == [1] * (N - B)
@@ -94,7 +94,7 @@ def test_no_hook_stays_behind_when_a_step_fails() -> None:
 
     module = Fails()
     with pytest.raises(OSError, match="the disk is gone"):
-        _fit(module, _weighting(criterion=None, hypergradient=LastLayer()))
+        fit(module, data_weighting(criterion=None, hypergradient=LastLayer()))
     assert not any(layer._forward_hooks for layer in module.modules())
 
 
@@ -102,7 +102,7 @@ def test_layers_that_do_not_serve_are_refused() -> None:
     with pytest.raises(ValueError, match="lookahead=PlainGradient moves all parameters"):
         LastLayer(lookahead=PlainGradient())
     with pytest.raises(ValueError, match=r"ran 2 times .* or use Hypergradient\(\)"):
-        _fit(Classifier(Twice(), 3, optimizer=_sgd), _weighting(hypergradient=LastLayer()))
+        fit(Classifier(Twice(), 3, optimizer=momentum_sgd), data_weighting(hypergradient=LastLayer()))
 
     class Aside(nn.Module):
         def __init__(self) -> None:
@@ -114,4 +114,4 @@ def test_layers_that_do_not_serve_are_refused() -> None:
             return self.body(inputs)
 
     with pytest.raises(ValueError, match=r"layer='network\.aside' has no part in the loss"):
-        _fit(Classifier(Aside(), 3, optimizer=_sgd), _weighting(hypergradient=LastLayer("network.aside")))
+        fit(Classifier(Aside(), 3, optimizer=momentum_sgd), data_weighting(hypergradient=LastLayer("network.aside")))

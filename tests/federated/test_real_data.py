@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import _federated_experiment as experiment
 from benchmarks import _federated_real as real
 from benchmarks._harness import read_lines
 from lit_methods.cli import main
-from lit_methods.datamodules import FederatedDataModule, HubImageDataModule
+from lit_methods.datamodules import BernoulliDirichletPartition, FederatedDataModule, HubImageDataModule
 from lit_methods.datamodules.errors import DatasetNotFoundError
 from lit_methods.federated import FedAvg, LocalOnly, SpectralCoDistillation, Strategy, VectorizedBackend
 from lit_methods.federated.module import FederatedModule
@@ -20,7 +21,7 @@ from tests.federated.toys import trainer
 @pytest.fixture
 def fashion() -> str:
     try:
-        real.read("fashion_mnist")
+        experiment.read("fashion_mnist")
     except DatasetNotFoundError as error:
         pytest.skip(str(error))
     return "fashion_mnist"
@@ -36,8 +37,8 @@ def _stub(calls: list[int]) -> Callable[..., dict[str, float]]:
 
 def test_all_methods_of_a_seed_run_before_the_next_seed() -> None:
     runs = list(real.plan(["fashion_mnist", "cifar10"], (0, 1)))
-    count = len(real.METHODS)
-    assert [run["method"] for run in runs[:count]] == list(real.METHODS)
+    count = len(experiment.METHODS)
+    assert [run["method"] for run in runs[:count]] == list(experiment.METHODS)
     assert [run["seed"] for run in runs[: 3 * count : count]] == [0, 1, 0]
     assert [run["data"] for run in runs[:: count * 2]] == ["fashion_mnist"] * 3 + ["cifar10"] * 3
 
@@ -64,7 +65,7 @@ def test_rows_are_means_and_sample_deviations_over_the_seeds(tmp_path: Path, mon
     path = tmp_path / "runs.jsonl"
     real.work(list(real.plan(["fashion_mnist"], (0, 1, 2))), path, hours=1.0)
     rows = real.rows_of(read_lines(path))
-    assert len(rows) == 3 * len(real.METHODS)
+    assert len(rows) == 3 * len(experiment.METHODS)
     assert {row["seeds"] for row in rows} == {3}
     mean, spread = rows[0]["val/personal_acc"]
     assert (mean, spread) == pytest.approx((1 + rows[0]["p"], 1.0))
@@ -89,17 +90,17 @@ def test_published_results_have_every_method_for_every_seed_of_a_row() -> None:
     assert groups
     for data, p, alpha, seed in groups:
         cell = {"data": data, "p": p, "alpha": alpha, "seed": seed}
-        assert sorted(run["method"] for run in done if cell.items() <= run.items()) == sorted(real.METHODS)
+        assert sorted(run["method"] for run in done if cell.items() <= run.items()) == sorted(experiment.METHODS)
 
 
 def _module(strategy: Strategy) -> FederatedModule:
-    network = real.TASKS["fashion_mnist"].network()
+    network = experiment.TASKS["fashion_mnist"].network()
     return FederatedModule(network, 10, strategy, participation=0.25, local_epochs=2, backend=VectorizedBackend())
 
 
 @pytest.mark.data
 def test_accuracies_equal_those_of_each_clients_own_network(fashion: str) -> None:
-    data = real.clients(fashion, 0.3, 1.0, seed=0)
+    data = experiment.clients(fashion, 0.3, 1.0, seed=0)
     module = _module(SpectralCoDistillation())
     run = trainer(2, check_val_every_n_epoch=2)
     run.fit(module, datamodule=data)
@@ -123,13 +124,13 @@ def test_accuracies_equal_those_of_each_clients_own_network(fashion: str) -> Non
 
 @pytest.mark.data
 def test_clients_hold_disjoint_training_images_and_tuning_uses_none_of_them(fashion: str) -> None:
-    for p, alpha in real.SKEWS:
-        data = real.clients(fashion, p, alpha, seed=0, tuning=True)
+    for p, alpha in experiment.SKEWS:
+        data = experiment.clients(fashion, p, alpha, seed=0, tuning=True)
         data.setup()
         assert data.federation is not None
         parts = [client.positions for client in data.federation.clients]
         dealt = torch.cat(parts)
-        assert len(dealt) == len(dealt.unique()) == real.TASKS[fashion].train_size
+        assert len(dealt) == len(dealt.unique()) == experiment.TASKS[fashion].train_size
         assert min(map(len, parts)) >= 10
         classes = torch.stack([client.labels.bincount(minlength=10) > 0 for client in data.federation.clients])
         assert abs(float(classes.double().mean()) - p) < 0.15
@@ -142,8 +143,8 @@ def test_clients_hold_disjoint_training_images_and_tuning_uses_none_of_them(fash
 @pytest.mark.data
 @pytest.mark.slow
 def test_collaboration_helps_and_skew_separates_personal_from_generic_models(fashion: str) -> None:
-    alone = real.train(fashion, 0.3, 1.0, LocalOnly(), seed=0, rounds=15)
-    tuned = real.train(fashion, 0.3, 1.0, FedAvg(fine_tune_epochs=2), seed=0, rounds=15)
+    alone = experiment.train(fashion, 0.3, 1.0, LocalOnly(), seed=0, rounds=15)
+    tuned = experiment.train(fashion, 0.3, 1.0, FedAvg(fine_tune_epochs=2), seed=0, rounds=15)
     assert tuned["val/generic_acc"] > 0.4
     assert tuned["val/personal_acc"] > tuned["val/generic_acc_local"] + 0.1
     assert tuned["val/personal_acc"] > alone["val/personal_acc"]
@@ -153,8 +154,8 @@ def test_collaboration_helps_and_skew_separates_personal_from_generic_models(fas
 @pytest.mark.slow
 def test_cifar10_is_dealt_out_whole_at_each_skew(data_root: Path, tmp_path: Path) -> None:
     source = HubImageDataModule(data_dir=data_root / "cifar10", cache_dir=tmp_path, val_fraction=0.0)
-    for p, alpha in real.SKEWS:
-        data = FederatedDataModule(source, 100, real.BernoulliDirichletPartition(p, alpha))
+    for p, alpha in experiment.SKEWS:
+        data = FederatedDataModule(source, 100, BernoulliDirichletPartition(p, alpha))
         data.setup()
         assert data.federation is not None
         counts = data.federation.class_counts(10)
@@ -169,7 +170,7 @@ def test_cifar10_is_dealt_out_whole_at_each_skew(data_root: Path, tmp_path: Path
 def test_config_runs_on_local_files(
     name: str, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = real.TASKS[name].source()
+    source = experiment.TASKS[name].source()
     try:
         source.setup("test")
     except DatasetNotFoundError as error:

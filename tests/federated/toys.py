@@ -10,12 +10,13 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from lit_methods.backbones import MLP
-from lit_methods.federated import EvaluationBatch, Strategy
+from lit_methods.federated import EvaluationBatch, LoopBackend, Strategy
 from lit_methods.federated.clients import stream_seed
 from lit_methods.federated.module import FederatedModule
 
 FEATURES, CLASSES = 4, 3
 LR, MOMENTUM, BATCH, EPOCHS = 0.1, 0.5, 5, 2
+LOOP = {"backend": LoopBackend()}
 
 
 class ToyClient:
@@ -120,6 +121,12 @@ def fit(fed: FederatedModule, rounds: int = 2, data: ToyFederation | None = None
     running = trainer(rounds, **options)
     running.fit(fed, Rounds(data), Evaluation(data))
     return running
+
+
+def fitted(strategy: Strategy, rounds: int = 3, **options: Any) -> FederatedModule:
+    fed = module(strategy, **(LOOP | options))
+    fit(fed, rounds)
+    return fed
 
 
 def orders(size: int, epochs: int, seed: int) -> list[Tensor]:

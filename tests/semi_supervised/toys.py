@@ -1,7 +1,9 @@
 """Networks and data small enough for a test, and noise predictors that are known exactly."""
 
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
@@ -19,6 +21,8 @@ from lit_methods.semi_supervised import (
     Strategy,
     Transformation,
 )
+from tests.battery.trainers import toy_trainer
+from tests.entries.toys import Parts
 
 
 def tiny_unet(num_classes: int = 2, size: int = 4, channels: int = 1) -> UNet2DModel:
@@ -167,3 +171,11 @@ def tiny_classifier(strategy: Strategy, **arguments: object) -> SemiSupervisedCl
     with torch.random.fork_rng():
         torch.manual_seed(7)
         return SemiSupervisedClassifier(tiny_backbone(), 6, 2, strategy, **(settings | arguments))
+
+
+def fit_diffusion(module: DiscriminatorWeightedDiffusion, folder: Path, **trainer: Any) -> Any:
+    """The Trainer that has fitted the module to the toy for an epoch."""
+    parts = Parts(module, [], toy_data())
+    fitted = toy_trainer(parts, folder, **({"max_epochs": 1} | trainer))
+    fitted.fit(module, datamodule=parts.data)
+    return fitted

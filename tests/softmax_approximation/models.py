@@ -6,13 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lit_methods.softmax_approximation import Codec, as_codec
 from lit_methods.softmax_approximation.approximation import Approximation
 from lit_methods.softmax_approximation.attachment import Attachment
 from lit_methods.softmax_approximation.coverage import Coverage
+from lit_methods.softmax_approximation.saved_tensors import SavedTensors
 
-VOCABULARY = 50
+VOCABULARY, LENGTH = 50, 64
+Way = Callable[[Tensor, Tensor], Tensor]
 
 
 @contextmanager
@@ -140,3 +143,36 @@ def inputs(name: str, *, left: bool = False) -> dict[str, Tensor]:
     if name == "t5":
         batch["decoder_input_ids"] = batch["input_ids"][:, :9].flip(1)
     return batch
+
+
+def matmul(scores: Tensor, value: Tensor) -> Tensor:
+    return torch.softmax(scores, -1) @ value
+
+
+def dropped(scores: Tensor, value: Tensor) -> Tensor:
+    return F.dropout(torch.softmax(scores, -1), 0.2) @ value
+
+
+def scores_and_value(length: int = LENGTH) -> tuple[Tensor, Tensor]:
+    """What a way of attention takes: scores ``(2, 3, length, length)`` and values."""
+    generator = torch.Generator().manual_seed(1)
+    scores = 2 * torch.randn(2, 3, length, length, generator=generator)
+    value = torch.randn(2, 3, length, 8, generator=generator) + 1
+    return scores.requires_grad_(), value.requires_grad_()
+
+
+def hooks_of(codec: str | Codec, **kwargs: Any) -> SavedTensors:
+    """Saved-tensor hooks by a codec, with a report."""
+    return SavedTensors(Approximation(as_codec(codec), Coverage()), **kwargs)
+
+
+def grads_of(way: Way, scores: Tensor, value: Tensor, hooks: SavedTensors | None = None) -> list[Tensor]:
+    """Gradients by scores and values, with the same dropout each time."""
+    torch.manual_seed(5)
+    if hooks is None:
+        output = way(scores * 1, value)
+    else:
+        with hooks:
+            output = way(scores * 1, value)
+    weights = torch.linspace(-1, 1, output.numel()).view(output.shape)
+    return list(torch.autograd.grad((output * weights).sum(), (scores, value)))

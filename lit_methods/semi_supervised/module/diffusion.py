@@ -3,8 +3,6 @@
 from typing import Any, cast
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -13,17 +11,11 @@ from torch import Tensor, nn
 
 from lit_methods.errors import check_object, check_strategy
 from lit_methods.logging import log_figure
-from lit_methods.semi_supervised.batches import (
-    OpenSetBatch,
-    Unlabeled,
-    check_equal_shapes,
-    check_labels,
-    check_training_batch,
-)
+from lit_methods.semi_supervised.batches import OpenSetBatch, check_equal_shapes, check_labels, check_training_batch
 from lit_methods.semi_supervised.draws import DiffusionDraws, seeded_generator
-from lit_methods.semi_supervised.ema import ExponentialMovingAverage
 from lit_methods.semi_supervised.functional import effective_sample_size, per_sample_error, weighted_diffusion_loss
 from lit_methods.semi_supervised.latents import LatentCache, check_image_shape, encode
+from lit_methods.semi_supervised.module.transforming_module import TransformingModule
 from lit_methods.semi_supervised.relevance import JointRelevance, Relevance, UniformRelevance
 from lit_methods.semi_supervised.samples import ClassSamples
 from lit_methods.semi_supervised.training import CLASS_COUNT, check_class_count, draws_figures, with_scheduler
@@ -31,10 +23,9 @@ from lit_methods.semi_supervised.transformation import Transformation
 
 _CACHED, _COUNT = "lit_methods_relevance", "lit_methods_diffusion_draws"
 _TRAINING, _EVALUATION = 0, 1
-_PREVIEW_IMAGES, _PREVIEW_STRENGTHS = 8, (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
-class DiscriminatorWeightedDiffusion(LightningModule):
+class DiscriminatorWeightedDiffusion(TransformingModule):
     """Class-conditional diffusion on labelled images and, under the null class, on weighted unlabelled ones (DWD).
 
     Trains on batches `{"labeled": (images, labels), "unlabeled": (images, index, known)}`. Labelled images count 1
@@ -99,9 +90,6 @@ class DiscriminatorWeightedDiffusion(LightningModule):
         optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        super().__init__()
-        from diffusers import DDPMScheduler  # here, because it takes seconds to import
-
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes} must be at least 1.")
         if not 0 <= label_dropout <= 1:
@@ -114,29 +102,17 @@ class DiscriminatorWeightedDiffusion(LightningModule):
                 f"unet has num_class_embeds={embedded}, but num_classes={num_classes} needs {num_classes + 1}: "
                 "one for each class and one for the null class."
             )
+        super().__init__(unet, num_classes, transformation, autoencoder, noise_schedule, ema_decay, pretrained)
         self.save_hyperparameters("num_classes", "label_dropout", "horizontal_flip", "ema_decay", "seed")
-        self.unet, self.num_classes, self.label_dropout, self.seed = unet, num_classes, label_dropout, seed
-        self.horizontal_flip = horizontal_flip
+        self.label_dropout, self.horizontal_flip, self.seed = label_dropout, horizontal_flip, seed
         self.relevance = UniformRelevance() if relevance is None else relevance
-        self.transformation = Transformation() if transformation is None else transformation
-        self.autoencoder = None if autoencoder is None else autoencoder.requires_grad_(False).eval()
         self._latents = LatentCache() if cache_latents and autoencoder is not None else None
-        self.noise_scheduler = DDPMScheduler(**({"beta_schedule": "linear"} | (noise_schedule or {})))
         self.register_buffer("alphas_cumprod", self.noise_scheduler.alphas_cumprod.clone(), persistent=False)
-        self.ema = ExponentialMovingAverage(unet, ema_decay)
         self._make_optimizer, self._make_scheduler = optimizer, scheduler
         self._batches, self._restored = 0, False
-        self._preview: Unlabeled | None = None
-        self.samples, self.pretrained = ClassSamples() if samples is None else samples, pretrained
+        self.samples = ClassSamples() if samples is None else samples
         self._validated: Tensor | None = None
         self.automatic_optimization = not self.relevance.trains
-
-    def train(self, mode: bool = True) -> "DiscriminatorWeightedDiffusion":
-        """Sets the mode; the autoencoder stays in evaluation mode."""
-        super().train(mode)
-        if self.autoencoder is not None:
-            self.autoencoder.eval()
-        return self
 
     def setup(self, stage: str) -> None:
         """Refuses strategies that shard: the moving average reads whole parameters.
@@ -204,70 +180,10 @@ class DiscriminatorWeightedDiffusion(LightningModule):
         """Logs `test/loss`."""
         self._evaluate("test", batch, batch_idx)
 
-    def on_predict_start(self) -> None:
-        """Refuses untrained weights, and shows the labelled images to a class choice that needs them.
-
-        Raises:
-            MisconfigurationException: If the moving average has seen no step, `unet` is not `pretrained`, and this is
-                no `fast_dev_run`.
-        """
-        trained = self.pretrained or int(self.ema.updates) > 0
-        if not trained and not cast(Any, self.trainer).fast_dev_run:
-            raise MisconfigurationException(
-                "The diffusion is untrained and would turn the images into noise; pass the checkpoint of a fit as "
-                "ckpt_path (--ckpt_path FILE on the command line), or pretrained=True where `unet` comes trained."
-            )
-        labeled = getattr(cast(Any, self.trainer).datamodule, "labeled_set", None)
-        if self.transformation.class_choice.needs_labeled and labeled is not None:
-            images, labels = labeled.__getitems__(range(len(labeled)))
-            self.transformation.class_choice.remember(images.to(self.device), labels.to(self.device))
-
-    def predict_step(self, batch: Unlabeled, batch_idx: int) -> dict[str, Tensor]:
-        """Transformed images `(B, C, H, W)`, their `label`, the source's `index` and the `strength`, each `(B,)`."""
-        images, index = batch[0], batch[1]
-        labels = self.transformation.class_choice(images, index, self.num_classes)
-        made = self.transformation(self.pipeline(), images, labels, index)
-        return {
-            "images": made,
-            "label": labels,
-            "index": index,
-            "strength": torch.full((len(images),), self.transformation.strength),
-        }
-
-    def pipeline(self) -> Any:
-        """The transformation with the moving average, as a diffusers pipeline to call or to save."""
-        from lit_methods.semi_supervised.pipeline import ClassTransformationPipeline
-
-        (low, high), clip_clean = self.transformation.value_range, self.transformation.clip_clean
-        pipeline = ClassTransformationPipeline(
-            self.ema.network, self.noise_scheduler, self.autoencoder, low, high, clip_clean
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
-
-    @property
-    def prediction_settings(self) -> dict[str, Any]:
-        """All that decides what prediction gives, as plain values; a digest stands for the weights."""
-        return {"num_classes": self.num_classes} | self.transformation.settings(self.ema.network)
-
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Steps, then moves the average."""
         super().optimizer_step(*args, **kwargs)
         self.ema.update(self.unet)
-
-    def on_train_end(self) -> None:
-        """Logs sources and, below them, their transformations at several strengths."""
-        if self._preview is not None and draws_figures(self.trainer):
-            from lit_methods.semi_supervised.figures import image_rows
-
-            sources, index = self._preview[0][:_PREVIEW_IMAGES], self._preview[1][:_PREVIEW_IMAGES]
-            labels = (torch.arange(len(sources)) % self.num_classes).to(self.device)
-            rows = [("source", sources)]
-            for strength in _PREVIEW_STRENGTHS:
-                made = self.transformation(self.pipeline(), sources, labels, index, strength)
-                rows.append((f"t0 = {strength}", made))
-            log_figure(self.trainer, "train/transformations", image_rows(rows, *self.transformation.value_range))
-        self._preview = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the relevance keeps and the count that the draws depend on."""
