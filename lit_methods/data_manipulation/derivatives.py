@@ -93,11 +93,10 @@ class FiniteDifference(Derivative):
         if step is None:
             with torch.no_grad():
                 return torch.zeros_like(problem.train_losses())
-        with torch.no_grad():
-            with problem.at(problem.moved(direction, step)):
-                ahead = problem.train_losses()
-            with problem.at(problem.moved(direction, -step)):
-                behind = problem.train_losses()
+        with torch.no_grad(), problem.along(direction, step) as to_other_side:
+            ahead = problem.train_losses()
+            to_other_side()
+            behind = problem.train_losses()
         return (ahead.float() - behind.float() if ahead.dtype != torch.float64 else ahead - behind) / (2 * step)
 
     def mixed(
@@ -111,9 +110,9 @@ class FiniteDifference(Derivative):
         step = self._step(direction)
         if step is None:
             return [torch.zeros_like(variable) for variable in variables]
-        with problem.at(problem.moved(direction, step)):
+        with problem.along(direction, step) as to_other_side:
             ahead = torch.autograd.grad(loss(), list(variables), materialize_grads=True)
-        with problem.at(problem.moved(direction, -step)):
+            to_other_side()
             behind = torch.autograd.grad(loss(), list(variables), materialize_grads=True)
         return [(after - before) / (2 * step) for after, before in zip(ahead, behind, strict=True)]
 

@@ -90,7 +90,7 @@ class Hypergradient:
             weights: Relative weights (mean 1) of the look-ahead step, `(B,)`; None for a look-ahead that stays at
                 `theta`.
             origin: `theta` before the training step, for a look-ahead that follows it; None where the parameters are
-                still `theta`.
+                still `theta`. Overwritten.
             records: What `watch` gave for each micro-batch of the training step.
 
         Returns:

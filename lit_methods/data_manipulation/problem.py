@@ -75,6 +75,7 @@ class Problem:
     reduce: Callable[[Sequence[Tensor]], None] | None = None
     parameters: list[nn.Parameter] = field(init=False)
     rates: list[float] = field(init=False)
+    _is_copy: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.parameters, self.rates = [], []
@@ -96,20 +97,36 @@ class Problem:
         """Context in which the parameters hold other values; the former storage returns bit for bit.
 
         Args:
-            values: One tensor per trained parameter.
+            values: One tensor per trained parameter; `along` inside the context overwrites them.
         """
-        before = [parameter.data for parameter in self.parameters]
+        before, outer = [parameter.data for parameter in self.parameters], self._is_copy
         try:
-            for parameter, value in zip(self.parameters, values, strict=True):
-                parameter.data = value
+            self._hold(values)
+            self._is_copy = True
             yield
         finally:
-            for parameter, value in zip(self.parameters, before, strict=True):
-                parameter.data = value
+            self._hold(before)
+            self._is_copy = outer
 
-    def moved(self, direction: Sequence[Tensor], by: float) -> list[Tensor]:
-        """Parameters plus `by` times a direction, as new tensors."""
-        return list(torch._foreach_add([p.data for p in self.parameters], list(direction), alpha=by))
+    @contextmanager
+    def along(self, direction: Sequence[Tensor], length: float) -> Iterator[Callable[[], None]]:
+        """Context in which the parameters are moved by `length` times a direction.
+
+        What it yields moves them to the other side, by `-length`. Inside `at` it moves that context's values in place,
+        since fresh memory costs more than the sum; elsewhere one copy.
+        """
+        steps, start = list(direction), [parameter.data for parameter in self.parameters]
+        if self._is_copy:
+            torch._foreach_add_(start, steps, alpha=length)
+            values = start
+        else:
+            values = list(torch._foreach_add(start, steps, alpha=length))
+        with self.at(values):
+            yield lambda: torch._foreach_add_(values, steps, alpha=-2 * length)
+
+    def _hold(self, values: Sequence[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.data = value
 
 
 class Evaluation(nn.Module):

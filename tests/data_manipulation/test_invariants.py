@@ -75,7 +75,7 @@ def test_parameters_return_after_an_exception() -> None:
     toy = Toy("MLP")
     before = _everything(toy)
     problem = toy.problem()
-    with pytest.raises(ZeroDivisionError), problem.at(problem.moved(problem.parameters, 1.0)):
+    with pytest.raises(ZeroDivisionError), problem.along(problem.parameters, 1.0):
         raise ZeroDivisionError
     assert _everything(toy) == before
 
