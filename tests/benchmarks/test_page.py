@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from benchmarks import _page, _pieces, _results
+from benchmarks._compositions import COMPOSITIONS
+from benchmarks._harness import spread
 from benchmarks._pictures import draw_all
 from benchmarks._results import measured, provenance
 
@@ -77,3 +80,43 @@ def test_publish_takes_the_newest_record_of_each_piece(tmp_path: Path, monkeypat
     assert json.loads((tmp_path / "results" / "red.quick.json").read_text())["commit"] == "1"
     with pytest.raises(FileNotFoundError, match="holds no finished piece"):
         _page.publish(tmp_path / "results")
+
+
+# What the README's table of compositions states, in its order: the arm and the figure of the log.
+STATED = {
+    "private_federated_digits": [
+        ("whole", "val/generic_acc"),
+        ("ε = 2", "val/generic_acc"),
+        ("independent noise", "val/generic_acc"),
+        ("ε = 2, independent noise", "val/generic_acc"),
+        ("no noise", "val/generic_acc"),
+    ],
+    "private_attention": [
+        ("whole", "val/acc"),
+        ("whole", "memory/softmax_after_mib"),
+        ("no noise", "val/acc"),
+        ("whole", "memory/softmax_before_mib"),
+    ],
+    "weighted_attention": [("whole", "test/acc"), ("no learned weights", "test/acc")],
+    "spectral_mack": [
+        ("whole", "spec/kl"),
+        ("whole", "val/rsum"),
+        ("no spectral term", "spec/kl"),
+        ("no spectral term", "val/rsum"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_the_readme_states_the_stored_numbers_of_the_compositions(name: str) -> None:
+    runs = _results.load("compositions.numbers.json")["runs"]
+    readme = (_page.HERE.parent / "README.md").read_text()
+    (row,) = (line for line in readme.splitlines() if line.startswith(f"| `{name}`, 3 seeds |"))
+    stated = re.findall(r"[\d.]+ ± [\d.]+|[\d.]+(?= MiB)", row)
+    expected = []
+    for arm, figure in STATED[name]:
+        values = [run[figure] for run in runs if (run["composition"], run["arm"]) == (name, arm)]
+        assert len(values) == 3
+        text = spread(values, COMPOSITIONS[name].digits[figure])
+        expected.append(text.partition(" ±")[0] if "mib" in figure else text)
+    assert stated == expected
