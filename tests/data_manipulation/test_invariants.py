@@ -1,6 +1,7 @@
 """Card 8.2: what a step of the weights must and must not do."""
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -69,6 +70,24 @@ def test_a_step_leaves_everything_as_it_was(name: str, kind: str) -> None:
         gains = HYPERGRADIENTS[name](toy).gains(toy.problem(), toy.weights).values
     assert gains.abs().sum() > 0
     assert _everything(toy) == before
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_parameters_go_along_a_direction_to_its_other_side_and_return(in_place: bool) -> None:
+    toy = Toy("MLP")
+    problem = toy.problem()
+    start, copies, direction = (
+        [f(p.data) for p in problem.parameters] for f in (torch.clone, torch.clone, torch.randn_like)
+    )
+    before = _everything(toy)
+    with problem.at(copies) if in_place else nullcontext(), problem.along(direction, 0.5) as to_other_side:
+        for side in (0.5, -0.5):
+            for parameter, value, step in zip(problem.parameters, start, direction, strict=True):
+                torch.testing.assert_close(parameter.data, value + side * step)
+            to_other_side()
+    assert _everything(toy) == before
+    moved = any(not torch.equal(own, value) for own, value in zip(copies, start, strict=True))
+    assert moved == in_place, "a copy is overwritten, which saves the memory of another"
 
 
 def test_parameters_return_after_an_exception() -> None:
