@@ -1,7 +1,7 @@
 """Prints every dependency at the lowest version that pyproject.toml allows, as constraints for pip.
 
 python .ci/lowest_versions.py > lowest.txt
-python -m venv lowest && lowest/bin/pip install -c lowest.txt -e ".[dev]" && lowest/bin/python -m pytest
+python -m venv lowest && lowest/bin/pip install -c lowest.txt -e ".[dev]" && lowest/bin/python -m pytest -W ignore
 """
 
 import re

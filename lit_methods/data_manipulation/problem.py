@@ -90,7 +90,8 @@ class Problem:
     def gradient(self, loss: Tensor, create_graph: bool = False) -> list[Tensor]:
         """Gradient of a scalar by the trained parameters, zero where unused; leaves `.grad` alone."""
         found = torch.autograd.grad(loss, self.parameters, create_graph=create_graph, materialize_grads=True)
-        return list(found)
+        # torch 2.9's attention gives gradients that still hold a graph.
+        return list(found) if create_graph else [gradient.detach() for gradient in found]
 
     @contextmanager
     def at(self, values: Sequence[Tensor]) -> Iterator[None]:
