@@ -145,7 +145,11 @@ class LearnedAugmentation(Callback):
             self._restore(self._restored)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Moves the augmenter, then puts a variant of each text beside it."""
+        """Moves the augmenter, then puts a variant of each text beside it.
+
+        Raises:
+            ValueError: If the batch is no dict of texts.
+        """
         if self._embedding is None or trainer.current_epoch < self.warmup_epochs:
             return
         if not isinstance(batch, dict) or not {"input_ids", "attention_mask", "label"} <= batch.keys():

@@ -31,6 +31,9 @@ class VectorizedBackend(LocalBackend):
 
     Args:
         chunk_size: Most clients in one stack, a bound on memory; None stacks all.
+
+    Raises:
+        ValueError: If `chunk_size` is below 1.
     """
 
     def __init__(self, chunk_size: int | None = None) -> None:
