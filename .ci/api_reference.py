@@ -12,9 +12,10 @@ import pdoc
 import lit_methods
 
 ROOMS = sorted(path.parent.name for path in Path(lit_methods.__file__).parent.glob("*/README.md"))
+SHELVES = ("callbacks", "datamodules", "backbones", "checkpoint", "classifier", "logging")
 MODULES = [
     "lit_methods",
-    *(f"lit_methods.{shelf}" for shelf in ("callbacks", "datamodules", "backbones", "classifier", "logging")),
+    *(f"lit_methods.{shelf}" for shelf in SHELVES),
     *(f"lit_methods.{room}" for room in ROOMS),
     *(f"lit_methods.{room}.functional" for room in ROOMS),
 ]

@@ -1,7 +1,7 @@
 """Runs the benchmarks of all rooms, and writes the page that sets the papers' numbers beside ours.
 
 python -m benchmarks --budget ci                    every room's --quick, about five minutes on two cores
-python -m benchmarks --budget cpu-hour              steps, memory and accuracies, about an hour on two cores
+python -m benchmarks --budget cpu-hour              steps, memory and accuracies, some 75 minutes on two cores
 python -m benchmarks --budget gpu                   everything whole, and some of the papers' settings
 python -m benchmarks --budget cpu-hour --list       what that would run, what it needs, and the minutes
 python -m benchmarks --publish FOLDER               puts the finished pieces of FOLDER into benchmarks/results

@@ -31,7 +31,7 @@ Times and memory stand here where their results are stored; the rooms' READMEs h
 
 ```bash
 python -m benchmarks --budget ci --results FOLDER         # every room's --quick, about five minutes on two cores
-python -m benchmarks --budget cpu-hour --results FOLDER   # steps, memory and accuracies, about an hour on two cores
+python -m benchmarks --budget cpu-hour --results FOLDER   # steps, memory and accuracies, some 75 minutes on two cores
 python -m benchmarks --budget gpu --results FOLDER        # everything whole, and some of the papers' settings
 python -m benchmarks --budget cpu-hour --list             # the pieces, their minutes, and what is missing here
 python -m benchmarks --publish FOLDER && python -m benchmarks --page   # take the results over, write this page

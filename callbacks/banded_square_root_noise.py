@@ -135,7 +135,13 @@ class BandedSquareRootNoise(Callback):
         self._source = AccountedSource(trainer, self.sampling, self._position, self._saved_order)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Plans the run, attaches the hooks, and puts the private optimizer in place of the module's."""
+        """Plans the run, attaches the hooks, and puts the private optimizer in place of the module's.
+
+        Raises:
+            MisconfigurationException: If module, loader or optimizer can't be trained privately.
+            RuntimeError: If the loader was set up before its order could be fixed.
+            ValueError: If there is nothing to train on, or a checkpoint belongs to another plan.
+        """
         from lit_methods.differential_privacy.ghost import GhostBackward, GhostGradients
         from lit_methods.differential_privacy.run import PrivateRun
 
@@ -188,7 +194,11 @@ class BandedSquareRootNoise(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses to go on from a step whose noise is not known."""
+        """Refuses to go on from a step whose noise is not known.
+
+        Raises:
+            ValueError: If the checkpoint has no noise state, or fit was called again on a finished run.
+        """
         check_normalization(pl_module)
         taken = self.noise.step if self.noise is not None else 0
         if trainer.global_step != taken:
@@ -215,7 +225,11 @@ class BandedSquareRootNoise(Callback):
         return self._restored["sampler"] if self._restored else None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Refuses a batch out of turn: its examples would take part closer together than planned."""
+        """Refuses a batch out of turn: its examples would take part closer together than planned.
+
+        Raises:
+            RuntimeError: If it is out of turn.
+        """
         if self._run is None or self.plan is None:
             return
         position, part = self._run.position, batch_idx % self.plan.accumulation

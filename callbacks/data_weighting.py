@@ -178,7 +178,11 @@ class DataWeighting(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Lets the weights learn from the training step, where that is the look-ahead."""
+        """Lets the weights learn from the training step, where that is the look-ahead.
+
+        Raises:
+            MisconfigurationException: If the step did not use the weights, or called the criterion more than once.
+        """
         reduction: Reduction | None = pl_module.__dict__.pop(ATTRIBUTE, None)
         if self._run is None or reduction is None:
             return

@@ -106,7 +106,13 @@ class LearnedAugmentation(Callback):
         self._saved: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Takes the augmenter back to its start, or to its checkpoint."""
+        """Takes the augmenter back to its start, or to its checkpoint.
+
+        Raises:
+            MisconfigurationException: If the strategy shards parameters.
+            FileNotFoundError: If the checkpoint does not exist.
+            ValueError: If it holds no augmenter.
+        """
         check_lightning(pl_module)
         if stage != "fit":
             return
@@ -115,8 +121,12 @@ class LearnedAugmentation(Callback):
         self.hypergradient.reset()
         self.augmenter.load_state_dict(self._initial)
         if self.checkpoint is not None:
-            loaded = torch.load(self.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+            if not Path(self.checkpoint).is_file():
+                raise FileNotFoundError(f"checkpoint={self.checkpoint} does not exist: fit a ConditionalMaskedLM.")
+            loaded = torch.load(self.checkpoint, map_location="cpu", weights_only=True).get("state_dict", {})
             own = {name.removeprefix("augmenter."): v for name, v in loaded.items() if name.startswith("augmenter.")}
+            if not own:
+                raise ValueError(f"checkpoint={self.checkpoint} holds no augmenter; pass one of a ConditionalMaskedLM.")
             self.augmenter.load_state_dict(own)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -145,7 +155,11 @@ class LearnedAugmentation(Callback):
             self._restore(self._restored)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Moves the augmenter, then puts a variant of each text beside it."""
+        """Moves the augmenter, then puts a variant of each text beside it.
+
+        Raises:
+            ValueError: If the batch is no dict of texts.
+        """
         if self._embedding is None or trainer.current_epoch < self.warmup_epochs:
             return
         if not isinstance(batch, dict) or not {"input_ids", "attention_mask", "label"} <= batch.keys():

@@ -89,6 +89,9 @@ class SyntheticImageWriter(BasePredictionWriter):
         """Refuses a folder of other settings, reads what is there, and lets `predict_step` skip it.
 
         Not before: only now the checkpoint is loaded, and the module has had its say.
+
+        Raises:
+            ValueError: If the folder is of other settings, or there are too few `class_names`.
         """
         if cast(Any, trainer).fast_dev_run:
             return
@@ -119,7 +122,11 @@ class SyntheticImageWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Writes the images of one batch, then their table."""
+        """Writes the images of one batch, then their table.
+
+        Raises:
+            MisconfigurationException: If `predict_step` returns no images, labels or indices.
+        """
         if prediction == {} or cast(Any, trainer).fast_dev_run:
             return
         missing = [name for name in _NEEDED if not isinstance(prediction, dict) or name not in prediction]

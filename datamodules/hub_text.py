@@ -93,7 +93,11 @@ class HubTextDataModule(TextDataModule):
         super().prepare_data()
 
     def read(self, split: Split) -> tuple[list[str], Tensor] | None:
-        """Reads texts and labels `(N,)` of a split; None if it has no "validation"."""
+        """Reads texts and labels `(N,)` of a split; None if it has no "validation".
+
+        Raises:
+            ValueError: If a column does not exist or holds something else.
+        """
         rows = self.source.rows(split)
         if rows is None:
             return None

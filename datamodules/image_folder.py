@@ -67,7 +67,12 @@ class ImageFolderDataModule(ImageDataModule):
         self.mode = mode
 
     def read(self, split: Split) -> tuple[Tensor, Tensor] | None:
-        """Reads pixels `(N, C, H, W)` and labels `(N,)` of a split; None if it has no "validation"."""
+        """Reads pixels `(N, C, H, W)` and labels `(N,)` of a split; None if it has no "validation".
+
+        Raises:
+            DatasetNotFoundError: If there is no such folder.
+            ValueError: If it has classes that are not among those of the training set.
+        """
         places = [self.data_dir / name for name in _FOLDERS[split]]
         folder = next((place for place in places if place.is_dir()), None)
         if folder is None:

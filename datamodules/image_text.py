@@ -72,7 +72,11 @@ class RetrievalDataModule(LightningDataModule, ABC):
                 self.sets[split] = self.read(split)
 
     def train_dataloader(self) -> CombinedLoader:
-        """Images and captions without their mapping, as long as the longer of the two."""
+        """Images and captions without their mapping, as long as the longer of the two.
+
+        Raises:
+            ValueError: If `disjoint` leaves no caption.
+        """
         found = self._set("train", "fit")
         half = (len(found.regions) + 1) // 2 if self.disjoint else len(found.regions)
         images = RegionDataset(RegionSubset(found.regions, range(half)))

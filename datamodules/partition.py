@@ -94,6 +94,9 @@ class BernoulliDirichletPartition(Partition):
         p: Probability that a client has a class, in (0, 1].
         alpha: Concentration of the shares.
         min_samples: Fewest examples of a client.
+
+    Raises:
+        ValueError: If `p` or `alpha` is out of its range.
     """
 
     p: float = 0.7
@@ -142,6 +145,9 @@ class DirichletPartition(Partition):
     Attributes:
         alpha: Concentration; small values give each client few classes and uneven sizes.
         min_samples: Fewest examples of a client.
+
+    Raises:
+        ValueError: If `alpha` is not above 0, or not finite.
     """
 
     alpha: float = 0.5
@@ -163,6 +169,9 @@ class PathologicalPartition(Partition):
     Attributes:
         classes_per_client: Number of classes.
         min_samples: Fewest examples of a client.
+
+    Raises:
+        ValueError: If `classes_per_client` is below 1.
     """
 
     classes_per_client: int = 2
@@ -209,6 +218,9 @@ class ShardPartition(Partition):
     Attributes:
         shards_per_client: Shards of a client.
         min_samples: Fewest examples of a client.
+
+    Raises:
+        ValueError: If `shards_per_client` is below 1.
     """
 
     shards_per_client: int = 2

@@ -84,7 +84,11 @@ class TextDataModule(ClassificationDataModule[list[str], TextDataset]):
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The tokenizer in use; the default one is known after `setup`."""
+        """The tokenizer in use; the default one is known after `setup`.
+
+        Raises:
+            RuntimeError: If it is not known yet.
+        """
         if self._tokenizer is None and self._given_tokenizer is not None:
             self._tokenizer = load_tokenizer(self._given_tokenizer)
         if self._tokenizer is None:

@@ -112,7 +112,11 @@ class TranslationDataModule(LightningDataModule):
 
     @property
     def vocab_sizes(self) -> tuple[int, int]:
-        """Number of token ids of source and target, known after `setup`."""
+        """Number of token ids of source and target, known after `setup`.
+
+        Raises:
+            RuntimeError: If they are not known yet.
+        """
         if self.tokenizers is None:
             raise RuntimeError(f"{type(self).__name__} has no vocabulary yet; call setup('fit') first.")
         return len(self.tokenizers[0]), len(self.tokenizers[1])

@@ -1,4 +1,4 @@
-"""The layers of DESIGN.md: imports run downward only, and nothing heavy is imported unasked."""
+"""The layers of CONTRIBUTING.md: imports run downward only, and nothing heavy is imported unasked."""
 
 import ast
 import subprocess

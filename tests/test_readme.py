@@ -32,7 +32,7 @@ def test_links_lead_somewhere(readme: Path) -> None:
     assert missing == []
 
 
-def test_every_composition_is_in_the_table_with_its_numbers() -> None:
+def test_every_composition_is_in_both_tables() -> None:
     text = (ROOT / "README.md").read_text().split("\n## They compose\n")[1].split("\n## ")[0]
     shown = re.findall(r"^\| `(\w+)`, \d seeds?  ?\|", text, re.MULTILINE)
     assert sorted(shown) == sorted(path.stem for path in (ROOT / "configs/compositions").glob("*.yaml"))

@@ -58,6 +58,9 @@ class Derivative(ABC):
 
         Returns:
             One tensor per variable.
+
+        Raises:
+            NotImplementedError: If the derivative weighs examples only.
         """
         raise NotImplementedError(
             f"{type(self).__name__} weighs examples only; augmentation takes FiniteDifference or DoubleBackward."

@@ -95,6 +95,9 @@ class Hypergradient:
 
         Returns:
             The gains. Over all processes, `weights` and the result are those of this process' own examples.
+
+        Raises:
+            ValueError: If the look-ahead moves and has no weights.
         """
         gradient = None
         if self.lookahead.moves:

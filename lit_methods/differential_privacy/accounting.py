@@ -172,7 +172,11 @@ class FixedOrderAccounting(Accounting):
     def check_sampler(
         self, sampler: AccountedBatchSampler, accumulation: int = 1, batches_per_epoch: int | None = None
     ) -> None:
-        """See :meth:`Accounting.check_sampler`."""
+        """See :meth:`Accounting.check_sampler`.
+
+        Raises:
+            ValueError: If the batches are not in a fixed order, or not those of the plan.
+        """
         if not isinstance(sampler, FixedOrderBatchSampler):
             raise ValueError(
                 f"FixedOrderAccounting bounds who takes part when by a frozen order, but {type(sampler).__name__} draws"

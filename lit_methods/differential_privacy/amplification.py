@@ -156,7 +156,11 @@ class CyclicPoissonAccounting(Accounting):
     def check_sampler(
         self, sampler: AccountedBatchSampler, accumulation: int = 1, batches_per_epoch: int | None = None
     ) -> None:
-        """See :meth:`Accounting.check_sampler`."""
+        """See :meth:`Accounting.check_sampler`.
+
+        Raises:
+            ValueError: If nobody tosses coins, or not those of the plan.
+        """
         if not isinstance(sampler, CyclicPoissonBatchSampler):
             raise ValueError(
                 f"CyclicPoissonAccounting counts on secret coins, but {type(sampler).__name__} tosses none, so that"

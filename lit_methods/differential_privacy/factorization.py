@@ -20,6 +20,9 @@ class Participation:
         steps: Number ``n`` of optimizer steps of the whole run.
         participations: Most participations ``k`` of one privacy unit.
         separation: Least distance ``b`` between two participations of one unit.
+
+    Raises:
+        ValueError: If one of them is below 1.
     """
 
     steps: int
@@ -97,13 +100,21 @@ class Factorization(ABC):
 
 
 def check_bandwidth(bandwidth: int | None) -> None:
-    """Refuses a bandwidth below one; ``None`` is chosen later."""
+    """Refuses a bandwidth below one; ``None`` is chosen later.
+
+    Raises:
+        ValueError: If it is below 1.
+    """
     if bandwidth is not None and bandwidth < 1:
         raise ValueError(f"bandwidth must be at least 1 (1 is DP-SGD's noise), but is {bandwidth!r}.")
 
 
 def affordable_bandwidth(memory_mib: float, dimension: int) -> int:
-    """Largest ``p`` whose ``p - 1`` float32 vectors of length ``d`` fit into the memory; at least 1."""
+    """Largest ``p`` whose ``p - 1`` float32 vectors of length ``d`` fit into the memory; at least 1.
+
+    Raises:
+        ValueError: If the memory is negative or not finite.
+    """
     if not 0 <= memory_mib < math.inf:
         raise ValueError(f"memory_mib must be finite and at least 0, but is {memory_mib!r}.")
     return 1 + int(memory_mib * 2**20 // (4 * dimension))
@@ -117,6 +128,9 @@ class BandedSquareRoot(Factorization):
         bandwidth: ``p``; ``None`` takes the separation ``b``, the best choice for many participations, or less
             where ``p - 1`` vectors of the model's size would pass ``memory_mib``.
         memory_mib: Bound on the noise's memory in MiB for ``bandwidth=None``.
+
+    Raises:
+        ValueError: If ``bandwidth`` is below 1.
     """
 
     bandwidth: int | None = None
@@ -150,6 +164,9 @@ class BandedInverseSquareRoot(Factorization):
 
     Attributes:
         bandwidth: ``p``, the band of ``C^-1``.
+
+    Raises:
+        ValueError: If ``bandwidth`` is below 1.
     """
 
     bandwidth: int = 4

@@ -22,6 +22,9 @@ class ParticipationLedger:
     Attributes:
         counts: Participations of each index so far.
         step: The next step that :meth:`watch` counts; set it where a run is resumed.
+
+    Raises:
+        ValueError: If ``accumulation`` is below 1.
     """
 
     def __init__(self, participation: Participation, accumulation: int = 1) -> None:

@@ -30,6 +30,9 @@ class OptimalBandedToeplitz(Factorization):
     Attributes:
         bandwidth: ``p``, at most the separation; ``None`` takes the separation.
         iterations: Most L-BFGS steps.
+
+    Raises:
+        ValueError: If ``bandwidth`` is below 1.
     """
 
     bandwidth: int | None = None

@@ -216,7 +216,11 @@ class CorrelatedNoiseOptimizer(CorrelatedNoiseMixin, DPOptimizer):  # type: igno
 
     @torch.no_grad()
     def clip_and_accumulate(self) -> None:
-        """Clips what ``p.grad_sample`` holds, adds it to ``p.summed_grad`` (float32) and drops it."""
+        """Clips what ``p.grad_sample`` holds, adds it to ``p.summed_grad`` (float32) and drops it.
+
+        Raises:
+            ValueError: If layers disagree on the number of examples.
+        """
         self._check_gradients()
         samples = {
             p: self._get_flat_grad_sample(p).to(torch.promote_types(p.dtype, torch.float32))

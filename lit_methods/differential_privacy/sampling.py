@@ -67,6 +67,9 @@ class CyclicPoisson(Sampling):
         cycle_length: Number ``g`` of groups.
         unsafe_seed: Known seed of the coins, for tests: whoever knows it knows who took part, which voids
             amplification.
+
+    Raises:
+        ValueError: If ``cycle_length`` is below 1.
     """
 
     cycle_length: int

@@ -105,8 +105,3 @@ class ProtocolClock:
         """Takes over what `state_dict` returned."""
         self.sequential, self.wait_free = float(state["sequential"]), float(state["wait_free"])
         self._busy_until = dict(state["busy_until"])
-
-
-def round_seconds(generic: float, personal: float, communication: float) -> tuple[float, float]:
-    """Length of a round with equal clients: compute-and-wait, and wait-free."""
-    return generic + personal + communication, generic + max(personal, communication)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
@@ -94,6 +95,18 @@ class EvaluatedModule(LightningModule, ABC):
     def on_test_epoch_end(self) -> None:
         """Logs the accuracies."""
         self._log_accuracy("test")
+
+    def on_predict_start(self) -> None:
+        """Refuses to predict where no generic model is trained.
+
+        Raises:
+            MisconfigurationException: If the method has none, or its buffers stay with the clients.
+        """
+        if not self._reports_generic():
+            of = "buffer_policy='local'" if self.strategy.has_generic else f"strategy={type(self.strategy).__name__}"
+            raise MisconfigurationException(
+                f"{of} leaves no generic model to predict by. Take each client's own by personal_network(client)."
+            )
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Class probabilities `(B, num_classes)` by the generic model, with or without labels beside the inputs."""

@@ -39,6 +39,9 @@ class FedRep(Strategy):
         head: Name of the network's part that stays private; None for the last layer with parameters.
         head_epochs: Local epochs of the head; None takes those of the run.
         body_epochs: Local epochs of the body; None takes those of the run.
+
+    Raises:
+        ValueError: If a number of epochs is negative.
     """
 
     has_generic = False
@@ -108,6 +111,9 @@ class FedRoD(Strategy):
     Args:
         head: Name of the network's head; None for the last layer with parameters.
         head_epochs: Local epochs of the private head; None takes those of the run.
+
+    Raises:
+        ValueError: If `head_epochs` is negative.
     """
 
     personal_forward: ClassVar[Mapping[str, Any]] = {"personal": True}

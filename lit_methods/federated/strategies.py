@@ -56,6 +56,9 @@ class FedAvg(Strategy):
     Args:
         fine_tune_epochs: Local epochs in which each client adapts the generic model before it is evaluated (FedAvg
             with fine-tuning); 0 evaluates no personal models.
+
+    Raises:
+        ValueError: If `fine_tune_epochs` is negative.
     """
 
     keeps_personal = False
@@ -81,6 +84,9 @@ class FedProx(FedAvg):
     Args:
         mu: Factor of the proximal term.
         fine_tune_epochs: See `FedAvg`.
+
+    Raises:
+        ValueError: If an argument is negative or not finite.
     """
 
     def __init__(self, mu: float = 0.1, fine_tune_epochs: int = 0) -> None:
@@ -99,6 +105,9 @@ class LocalOnly(Strategy):
 
     Args:
         personal_epochs: Local epochs in a round; None takes those of the run.
+
+    Raises:
+        ValueError: If `personal_epochs` is negative.
     """
 
     has_generic = False
@@ -122,6 +131,9 @@ class Ditto(Strategy):
     Args:
         weight: Factor of the proximal term.
         personal_epochs: Local epochs of the personal stage; None takes those of the run.
+
+    Raises:
+        ValueError: If an argument is negative or not finite.
     """
 
     def __init__(self, weight: float = 0.1, personal_epochs: int | None = None) -> None:

@@ -31,6 +31,9 @@ class VectorizedBackend(LocalBackend):
 
     Args:
         chunk_size: Most clients in one stack, a bound on memory; None stacks all.
+
+    Raises:
+        ValueError: If `chunk_size` is below 1.
     """
 
     def __init__(self, chunk_size: int | None = None) -> None:
@@ -85,8 +88,9 @@ def obstacle(network: nn.Module, data: Sequence[ClientDataset]) -> str | None:
     for name, layer in network.named_modules():
         if isinstance(layer, _NormBase):
             return f"layer {name!r} ({type(layer).__name__}) mixes the examples of a padded batch or keeps statistics."
-        random = isinstance(layer, _DropoutNd) or float(getattr(layer, "dropout", 0.0) or 0.0) > 0
-        if random and layer.training and float(getattr(layer, "p", 1.0)) > 0:
+        # Of attention and LSTM a number; a layer of transformers has a module of that name, which is looked at itself.
+        rate = layer.p if isinstance(layer, _DropoutNd) else getattr(layer, "dropout", 0.0)
+        if layer.training and isinstance(rate, int | float) and rate > 0:
             return f"layer {name!r} ({type(layer).__name__}) is random, and each client has its own random numbers."
     if any(client.random for client in data):
         return "the data are augmented at random, and each client has its own random numbers."

@@ -227,6 +227,9 @@ def dpm_solver_2m(
 
     Returns:
         Clean latents `(B, C, H, W)`.
+
+    Raises:
+        ValueError: If `timesteps` is empty.
     """
     alpha_bar = alphas_cumprod.double().cpu()[timesteps]
     signal, noise = alpha_bar.sqrt().tolist(), (1 - alpha_bar).sqrt().tolist()

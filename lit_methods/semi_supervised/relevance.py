@@ -135,6 +135,10 @@ class JointRelevance(Relevance):
         alpha: Weight of the unlabelled part.
         self_normalize: Divides the weights by the running mean of the density ratio.
         optimizer: Takes the network's parameters; None for AdamW at rate 2e-4, weight decay 1e-4.
+
+    Raises:
+        ValueError: If `alpha` is negative or not finite.
+        TypeError: If something else stands for the loss or the optimizer.
     """
 
     trains = True

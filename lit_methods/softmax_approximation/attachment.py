@@ -126,7 +126,11 @@ class Attachment:
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuses models whose modules are not what runs."""
+    """Refuses models whose modules are not what runs.
+
+    Raises:
+        MisconfigurationException: If a module is wrapped or compiled.
+    """
     for name, module in model.named_modules():
         where = f"module {name!r}" if name else "the model"
         if any(kind.__name__ in WRAPPERS for kind in type(module).__mro__):

@@ -38,7 +38,11 @@ class TokenEmbedding(nn.Module):
         self.register_buffer("positions", torch.stack([angles.sin(), angles.cos()], -1).flatten(1), persistent=False)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """Vectors ``(B, T, D)`` of token ids ``(B, T)``."""
+        """Vectors ``(B, T, D)`` of token ids ``(B, T)``.
+
+        Raises:
+            ValueError: If a text is longer than ``max_length``.
+        """
         length = input_ids.shape[1]
         if length > len(self.positions):
             raise ValueError(f"input_ids has {length} tokens, but max_length is {len(self.positions)}: cut the texts.")

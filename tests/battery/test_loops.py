@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_methods.bundled import bundled_configs, find_configs
+from lit_methods.bundled import find_configs
 from lit_methods.runner import run
 from tests.battery.trainers import STEPS_PER_EPOCH, BackwardLosses, toy_trainer
 from tests.entries.toys import Entry
@@ -42,8 +42,6 @@ def test_loop_runs_from_yaml(
     entry: Entry, config: str, subcommand: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _skip(entry, SUBCOMMANDS[subcommand])
-    if config not in bundled_configs():
-        pytest.skip(f"configs/{config} is not written yet")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LIT_METHODS_DATA", raising=False)  # a step of the papers' networks takes minutes and gigabytes
     try:

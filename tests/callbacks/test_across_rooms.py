@@ -8,14 +8,26 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, seed_everything
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import CLIPConfig, CLIPModel
 
-from lit_methods import Classifier, DataWeighting, KnowledgeRerank, SoftmaxApproximation, SyntheticImageWriter
+from lit_methods import (
+    Classifier,
+    DataWeighting,
+    FederatedModule,
+    KnowledgeRerank,
+    SoftmaxApproximation,
+    SyntheticImageWriter,
+)
 from lit_methods.data_manipulation import LearnedWeights, NormalizedStep
 from lit_methods.datamodules import ImageFolderDataModule, IndexedDataset
+from lit_methods.federated import FedAvg, LoopBackend
 from lit_methods.image_text import KnowledgeBase
 from tests.callbacks.toys import toy_trainer
+from tests.entries.federated import ToyClients
+from tests.entries.softmax_approximation import toy_attention
+from tests.entries.toys import CLASSES, toy_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")  # toys without validation
 NAMES, SIDE = ("dark", "bright"), 6
@@ -149,6 +161,35 @@ def test_knowledge_lifts_a_clip_that_keeps_its_attention_in_less_memory() -> Non
     assert plain["val/rerank_rsum"] > plain["val/base_rsum"] + 10
     assert both["val/base_rsum"] == pytest.approx(plain["val/base_rsum"], abs=5)
     assert both["val/rerank_rsum"] == pytest.approx(plain["val/rerank_rsum"], abs=5)
+
+
+class OwnAttention(nn.Module):
+    """A softmax over 64 keys that nobody but autograd knows of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(1, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits `(B, C)`."""
+        tokens = self.embed(inputs.repeat(1, 16)[:, :64].unsqueeze(-1))
+        return self.head(((tokens @ tokens.mT).softmax(-1) @ tokens).mean(1))
+
+
+def _federated(network: Any, *callbacks: Any) -> Tensor:
+    torch.manual_seed(0)
+    module = FederatedModule(network(), CLASSES, FedAvg(), participation=0.5, local_epochs=1, backend=LoopBackend())
+    toy_trainer(*callbacks, max_epochs=1).fit(module, datamodule=ToyClients(*toy_tensors()))
+    return parameters_to_vector(module.network.parameters()).detach()
+
+
+def test_simulated_clients_keep_less_of_a_softmax_of_their_own_and_are_refused_where_attention_is_a_module() -> None:
+    softmax = SoftmaxApproximation("merged")
+    assert torch.equal(_federated(OwnAttention, softmax), _federated(OwnAttention))
+    assert softmax.coverage is not None
+    assert [row.route for row in softmax.coverage.rows.values()] == ["saved tensors"]
+    with pytest.raises(MisconfigurationException, match="No softmax of FederatedModule was reached"):
+        _federated(toy_attention, SoftmaxApproximation("log4"))
 
 
 def test_loaders_without_a_datamodule_are_refused() -> None:

@@ -15,7 +15,9 @@ from lit_methods.softmax_approximation.networks import HuggingFaceEncoder
 from tests.callbacks.toys import CLASSES, private, toy_trainer
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:No validation dataloader", "ignore:.*delta=", "ignore:You defined a .validation_step. but have no"
+    "ignore:No validation dataloader",  # toys without validation, for every callback
+    "ignore:You defined a .validation_step. but have no",
+    "ignore:.*delta=",  # of sixteen examples
 )
 TEXTS, TOKENS, WORDS = 16, 5, 20
 BERT = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}

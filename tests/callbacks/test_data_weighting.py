@@ -45,7 +45,7 @@ from tests.callbacks.weighting_toys import (
 )
 from tests.gloo import GlooPool, ddp_trainer_kwargs
 
-pytestmark = pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")  # toys without validation
 
 
 @pytest.mark.parametrize("lookahead", ["training step", "plain gradient", "at theta", "last layer"])

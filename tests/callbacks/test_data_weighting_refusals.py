@@ -28,7 +28,7 @@ from tests.callbacks.weighting_toys import (
     val_loader,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")  # toys without validation
 
 
 def test_two_optimizers_take_a_name() -> None:

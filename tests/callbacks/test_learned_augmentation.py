@@ -158,6 +158,15 @@ def test_pretrained_weights_come_from_the_modules_checkpoint(tmp_path: Path) -> 
     assert plain(fresh.augmenter.state_dict()) == plain(pretraining.augmenter.state_dict())
 
 
+def test_a_checkpoint_without_an_augmenter_is_refused(tmp_path: Path) -> None:
+    module, callback = _parts(checkpoint=tmp_path / "other.ckpt")
+    with pytest.raises(FileNotFoundError, match=r"^checkpoint=.*other\.ckpt does not exist: fit a ConditionalMaskedLM"):
+        _fit(module, callback)
+    torch.save({"state_dict": {"layer.weight": torch.zeros(2)}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=r"^checkpoint=.*other\.ckpt holds no augmenter; pass one of a Conditional"):
+        _fit(module, callback)
+
+
 def _batches() -> Iterator[Any]:
     yield from DataLoader([(torch.ones(3), 1)], 1)
 

@@ -1,5 +1,7 @@
 """Each example goes to one client, the rules hold, and seeds decide."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -158,7 +160,7 @@ def test_impossible_splits_are_refused(rule: Partition, clients: int, message: s
         (lambda: ShardPartition(0), "shards_per_client=0 must be above 0"),
     ],
 )
-def test_bad_arguments_are_refused(make, message: str) -> None:  # noqa: ANN001
+def test_bad_arguments_are_refused(make: Callable[[], Partition], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 

@@ -78,11 +78,11 @@ def test_a_pass_has_the_data_sets_size_in_expectation() -> None:
 
 
 def test_seeds_come_from_the_operating_system_and_leave_global_randomness_alone() -> None:
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1]  # type: ignore[index]
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1]
     first, second = (run(CyclicPoissonBatchSampler(64, 8, 2), 4) for _ in range(2))
     assert first != second
     assert torch.equal(torch_state, torch.get_rng_state())
-    assert np.array_equal(numpy_state, np.random.get_state()[1])  # type: ignore[index]
+    assert np.array_equal(numpy_state, np.random.get_state()[1])
 
 
 def test_seeds_that_share_their_low_bits_differ() -> None:

@@ -36,10 +36,6 @@ def mlp() -> nn.Module:
     return MLP(FEATURES, [5], CLASSES)
 
 
-def normalized() -> nn.Module:
-    return nn.Sequential(nn.Linear(FEATURES, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, CLASSES))
-
-
 @dataclass(frozen=True)
 class Toy:
     """Makes a toy run; equal ones are built once in a process."""

@@ -156,6 +156,24 @@ def test_running_statistics_are_each_clients_own() -> None:
         assert float(statistics["0.num_batches_tracked"]) == 1.0
 
 
+class _Transformer(nn.Module):
+    """Attends over the features as over tokens, by a layer that holds a module called `dropout`."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(1, 4), nn.Linear(4, CLASSES)
+        self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=dropout, batch_first=True)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.layer(self.embed(inputs.unsqueeze(-1))).mean(1))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch has fused attention for one model alone
+def test_a_transformer_without_dropout_is_stacked() -> None:
+    net = network(lambda: _Transformer(dropout=0.0))
+    _same(_train(VectorizedBackend(), net, _stage(), [0, 1, 3]), _train(LoopBackend(), net, _stage(), [0, 1, 3]))
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
@@ -164,6 +182,7 @@ def test_running_statistics_are_each_clients_own() -> None:
             r"layer '1' \(BatchNorm1d\) mixes",
         ),
         (lambda: nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1), nn.Linear(4, 3)), r"layer '1' \(Dropout\) is random"),
+        (lambda: _Transformer(dropout=0.1), r"layer 'layer.self_attn' \(MultiheadAttention\) is random"),
     ],
 )
 def test_stack_refuses_what_it_cannot_do_and_the_automatic_choice_loops(

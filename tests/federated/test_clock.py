@@ -2,7 +2,7 @@
 
 import pytest
 
-from lit_methods.federated.clock import NetworkModel, ProtocolClock, Work, round_seconds
+from lit_methods.federated.clock import NetworkModel, ProtocolClock, Work
 
 
 @pytest.mark.parametrize(("g", "p", "c"), [(1.0, 2.0, 0.5), (1.0, 2.0, 2.0), (0.5, 1.0, 4.0), (1.0, 0.0, 1.0)])
@@ -13,7 +13,6 @@ def test_equal_clients_save_the_lesser_of_training_and_travel(g: float, p: float
     sequential, wait_free = ((times[-1][i] - times[0][i]) / (rounds - 1) for i in (0, 1))
     assert sequential == pytest.approx(g + p + c)
     assert wait_free == pytest.approx(g + max(p, c))
-    assert (sequential, wait_free) == pytest.approx(round_seconds(g, p, c))
     assert sequential - wait_free == pytest.approx(min(p, c))
 
 

@@ -21,8 +21,8 @@ from lit_methods.federated import Ditto, FedAvg, FedProx, FedRep, FedRoD, LocalO
 from lit_methods.federated.flower import client_app, fit_on_flower, server_app
 from lit_methods.federated.flower.client import _built
 from lit_methods.federated.module import FederatedModule
-from tests.federated.flower_toys import SPECTRAL, MemoryGrid, Toy, normalized, personal_of
-from tests.federated.toys import CLASSES, fit, trainer, vector
+from tests.federated.flower_toys import SPECTRAL, MemoryGrid, Toy, personal_of
+from tests.federated.toys import CLASSES, fit, normalized, trainer, vector
 
 pytestmark = pytest.mark.flower
 

@@ -151,7 +151,7 @@ def test_teachers_stay_constant_during_a_stage() -> None:
     seen: list[torch.Tensor] = []
 
     class Watching(LoopBackend):
-        def train(self, network, layout, stage, start, clients, seeds):  # noqa: ANN001, ANN202
+        def train(self, network, layout, stage, start, clients, seeds):  # noqa: ANN001, ANN202  as in the base class
             before = [penalty.target.teacher.clone() for penalty in stage.penalties]
             result = super().train(network, layout, stage, start, clients, seeds)
             for penalty, teacher in zip(stage.penalties, before, strict=True):
@@ -185,7 +185,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert running.global_step == 4
 
 
-def _momentum(parameters):  # noqa: ANN001, ANN202
+def _momentum(parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.7, momentum=0.9)
 
 

@@ -7,11 +7,10 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import nn
 
 from lit_methods.federated import Ditto, LoopBackend, SpectralCoDistillation, Strategy
 from lit_methods.federated.module import FederatedModule
-from tests.federated.toys import CLASSES, FEATURES, Evaluation, Rounds, federation, module, trainer
+from tests.federated.toys import Evaluation, Rounds, federation, module, normalized, trainer
 from tests.gloo import GlooPool, ddp_trainer_kwargs
 
 pytestmark = pytest.mark.ddp
@@ -19,15 +18,11 @@ pytestmark = pytest.mark.ddp
 SIZES = (7, 12, 4, 20, 9)
 
 
-def _normalized() -> nn.Module:
-    return nn.Sequential(nn.Linear(FEATURES, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, CLASSES))
-
-
 CASES: dict[str, tuple[type[Strategy], Any, dict[str, Any]]] = {
     "spectral": (SpectralCoDistillation, None, {}),
     "one client a round": (SpectralCoDistillation, None, {"clients_per_round": 1}),
-    "BatchNorm averaged": (Ditto, _normalized, {}),
-    "BatchNorm local": (Ditto, _normalized, {"buffer_policy": "local"}),
+    "BatchNorm averaged": (Ditto, normalized, {}),
+    "BatchNorm local": (Ditto, normalized, {"buffer_policy": "local"}),
     "on disk": (SpectralCoDistillation, None, {"spill_folder": "clients"}),
 }
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lit_methods.backbones import MLP
-from lit_methods.federated import Ditto, FedAvg
+from lit_methods.federated import Ditto, FedAvg, FedRep, LocalOnly, Strategy
 from lit_methods.federated.module import FederatedModule
 from tests.federated.toys import (
     FEATURES,
@@ -100,6 +101,23 @@ def test_trainer_flags_without_meaning_are_refused() -> None:
     running.strategy.precision_plugin.precision = "16-mixed"  # on a CPU Lightning turns the flag into bf16-mixed
     with pytest.raises(MisconfigurationException, match="precision='16-mixed' scales one loss"):
         running.fit(module(FedAvg(), **LOOP), Rounds(federation()), Evaluation(federation()))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "policy", "named"),
+    [
+        (LocalOnly(), "aggregate", "strategy=LocalOnly"),
+        (FedRep(), "aggregate", "strategy=FedRep"),
+        (FedAvg(), "local", "buffer_policy='local'"),
+    ],
+)
+def test_prediction_by_a_generic_model_that_nobody_trains_is_refused(
+    strategy: Strategy, policy: str, named: str
+) -> None:
+    norm = nn.Sequential(nn.BatchNorm1d(FEATURES), nn.Linear(FEATURES, 3))
+    fed = FederatedModule(norm, 3, strategy, buffer_policy=policy, **LOOP)
+    with pytest.raises(MisconfigurationException, match=rf"^{named} leaves no generic model .*personal_network\(cl"):
+        trainer(1).predict(fed, DataLoader(torch.zeros(2, FEATURES)))
 
 
 def test_foreign_checkpoint_and_unknown_client_are_refused() -> None:

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 
 from lit_methods.federated import (
     Ditto,
@@ -16,7 +15,7 @@ from lit_methods.federated import (
 )
 from lit_methods.federated.aggregation import WeightedMean
 from lit_methods.federated.checks import cohort_size
-from tests.federated.toys import BATCH, CLASSES, EPOCHS, FEATURES, federation, fit, module, network, vector
+from tests.federated.toys import BATCH, EPOCHS, federation, fit, module, network, normalized, vector
 
 SIZES = (7, 12, 3, 20)
 
@@ -43,16 +42,12 @@ def test_the_mean_of_updates_does_not_know_their_order() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-15)
 
 
-def _normalized() -> nn.Module:
-    return nn.Sequential(nn.Linear(FEATURES, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, CLASSES))
-
-
 @pytest.mark.parametrize(("policy", "statistics"), [("aggregate", 11), ("local", 0)])
 def test_statistics_are_sent_only_where_they_are_averaged(policy: str, statistics: int) -> None:
     for strategy in (FedAvg(), SpectralCoDistillation()):
-        fed = module(strategy, _normalized, buffer_policy=policy, clients_per_round=2)
+        fed = module(strategy, normalized, buffer_policy=policy, clients_per_round=2)
         log = fit(fed, 1, federation((7, 12, 4, 20))).callback_metrics
-        size = 2 * (8 * vector(network(_normalized)).numel() + 4 * statistics)
+        size = 2 * (8 * vector(network(normalized)).numel() + 4 * statistics)
         assert log["federated/bytes_up"].item() == log["federated/bytes_down"].item() == size
 
 

@@ -24,13 +24,13 @@ from lit_methods.federated.clients import stream_seed
 from lit_methods.federated.heads import head_of
 from tests.federated.toys import (
     CLASSES,
-    FEATURES,
     ToyFederation,
     drawn,
     federation,
     fit,
     module,
     network,
+    normalized,
     reference_training,
     vector,
 )
@@ -203,11 +203,7 @@ def test_fedrod_trains_a_balanced_body_and_then_a_private_head(backend: type) ->
     torch.testing.assert_close(vector(fed.network.personal_head), vector(network()[-1]), rtol=0, atol=0)
 
 
-def _normalized() -> nn.Module:
-    return nn.Sequential(nn.Linear(FEATURES, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, CLASSES))
-
-
-@pytest.mark.parametrize("kind", [None, _normalized])
+@pytest.mark.parametrize("kind", [None, normalized])
 def test_fine_tuning_happens_at_evaluation_in_training_mode_and_is_not_kept(
     kind: Callable[[], nn.Module] | None,
 ) -> None:

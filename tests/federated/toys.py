@@ -58,6 +58,10 @@ def network(kind: Callable[[], nn.Module] = lambda: MLP(FEATURES, [5], CLASSES))
         return kind().double()
 
 
+def normalized() -> nn.Module:
+    return nn.Sequential(nn.Linear(FEATURES, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, CLASSES))
+
+
 def local_sgd(parameters: list[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=LR, momentum=MOMENTUM)
 

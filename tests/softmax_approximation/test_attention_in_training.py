@@ -91,7 +91,7 @@ def test_a_second_derivative_is_refused_with_our_sentence() -> None:
         torch.autograd.grad(output.sum(), query, create_graph=True)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch.compile looks at them
 @pytest.mark.parametrize("name", ["recompute", "log4", "log2"])
 def test_compiled_functions_give_the_same(name: str) -> None:
     heads = random_heads()

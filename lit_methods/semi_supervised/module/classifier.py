@@ -108,7 +108,11 @@ class SemiSupervisedClassifier(LightningModule):
         self._restored = False
 
     def on_train_epoch_start(self) -> None:
-        """Selects unlabelled images by the moving average, where the strategy does so."""
+        """Selects unlabelled images by the moving average, where the strategy does so.
+
+        Raises:
+            MisconfigurationException: If it does, and the data come without a datamodule.
+        """
         if self.strategy.selects_from is None or self.current_epoch < self.strategy.selects_from:
             return
         datamodule = cast(Any, self.trainer).datamodule
