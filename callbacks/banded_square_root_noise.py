@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.nn.parallel import DistributedDataParallel
 
-from lit_methods.differential_privacy.budget import check_budget, check_patterns, check_positive
+from lit_methods.differential_privacy.budget import check_budget, check_patterns
 from lit_methods.differential_privacy.factorization import BandedSquareRoot, Factorization
 from lit_methods.differential_privacy.guards import (
     check_layers,
@@ -29,7 +29,7 @@ from lit_methods.differential_privacy.run_state import (
 )
 from lit_methods.differential_privacy.samplers import AccountedBatchSampler
 from lit_methods.differential_privacy.sampling import AccountedSource, FixedOrder, Sampling
-from lit_methods.errors import check_choice, check_lightning, check_object
+from lit_methods.errors import check_above, check_choice, check_lightning, check_object
 
 if TYPE_CHECKING:
     from lit_methods.differential_privacy.ghost import GhostBackward
@@ -97,7 +97,7 @@ class BandedSquareRootNoise(Callback):
     ) -> None:
         super().__init__()
         check_budget(epsilon, noise_multiplier, delta)
-        check_positive("max_grad_norm", max_grad_norm)
+        check_above("max_grad_norm", max_grad_norm)
         check_choice("clipping", clipping, ("per_sample", "ghost"))
         check_choice("loss_reduction", loss_reduction, ("mean", "sum"))
         check_object("factorization", factorization, Factorization, "BandedSquareRoot(bandwidth=8)")

@@ -8,11 +8,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lit_methods.differential_privacy.budget import check_budget, check_positive
+from lit_methods.differential_privacy.budget import check_budget
 from lit_methods.differential_privacy.factorization import BandedSquareRoot, Factorization
 from lit_methods.differential_privacy.user_level import UserLevelRounds
 from lit_methods.differential_privacy.workload import Workload
-from lit_methods.errors import check_lightning, check_object, check_strategy
+from lit_methods.errors import check_above, check_lightning, check_object, check_strategy
 
 
 class UserLevelNoise(Callback):
@@ -53,7 +53,7 @@ class UserLevelNoise(Callback):
     ) -> None:
         super().__init__()
         check_budget(epsilon, noise_multiplier, delta)
-        check_positive("max_norm", max_norm)
+        check_above("max_norm", max_norm)
         check_object("factorization", factorization, Factorization, "BandedSquareRoot(bandwidth=8)")
         self.epsilon, self.delta, self.max_norm = epsilon, delta, max_norm
         self.noise_multiplier, self.unsafe_seed = noise_multiplier, unsafe_seed

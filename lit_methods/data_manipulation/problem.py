@@ -90,7 +90,7 @@ class Problem:
     def gradient(self, loss: Tensor, create_graph: bool = False) -> list[Tensor]:
         """Gradient of a scalar by the trained parameters, zero where unused; leaves `.grad` alone."""
         found = torch.autograd.grad(loss, self.parameters, create_graph=create_graph, materialize_grads=True)
-        # torch 2.9's attention gives gradients that still hold a graph.
+        # torch 2.9 materializes unused parameters by zeros that require a gradient.
         return list(found) if create_graph else [gradient.detach() for gradient in found]
 
     @contextmanager
@@ -113,8 +113,8 @@ class Problem:
     def along(self, direction: Sequence[Tensor], length: float) -> Iterator[Callable[[], None]]:
         """Context in which the parameters are moved by `length` times a direction.
 
-        What it yields moves them to the other side, by `-length`. Inside `at` it moves that context's values in place,
-        since fresh memory costs more than the sum; elsewhere one copy.
+        What it yields moves them to the other side, by `-length`. Inside `at` that context's values are overwritten,
+        which saves a copy of the parameters; elsewhere one is made.
         """
         steps, start = list(direction), [parameter.data for parameter in self.parameters]
         if self._is_copy:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -87,7 +87,6 @@ class WeightingRun:
         self.meters = {name: torch.zeros((), device=self.device) for name in METERS}
         self._modes = ModesKept(module)
         self._origin: list[Tensor] | None = None
-        self._spare: list[Tensor] = []
         self._pending: list[Weighed] = []
         self._step = -1
         self._draws = reading.seed
@@ -111,7 +110,7 @@ class WeightingRun:
         if learns and not first:
             if not self._pending:
                 if self.hypergradient.keeps_origin:
-                    self._origin = self._copies(self._problem([]).parameters)
+                    self._origin = [p.data.clone() for p in self._problem([]).parameters]
                 self._step = global_step
             record = self.hypergradient.watch(self.module)
             self._pending.append(Weighed(batch, known, share, weights, record))
@@ -160,14 +159,6 @@ class WeightingRun:
             groups=self.optimizer.param_groups,
             reduce=average if is_distributed() else None,
         )
-
-    def _copies(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """Copies of the parameters, in the memory of the last ones: fresh pages cost more than the copy."""
-        values = [parameter.data for parameter in parameters]
-        if [like.shape for like in self._spare] != [value.shape for value in values]:
-            self._spare = [torch.empty_like(value) for value in values]
-        torch._foreach_copy_(self._spare, values)
-        return self._spare
 
     def _learn(self, weighed: list[Weighed]) -> None:
         """One hypergradient over all micro-batches of a training step, then a step of each one's weights."""

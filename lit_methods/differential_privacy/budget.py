@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+
+from lit_methods.errors import check_above, check_at_least
 
 
 def check_noise(noise_multiplier: float, delta: float) -> None:
@@ -16,24 +17,9 @@ def check_noise(noise_multiplier: float, delta: float) -> None:
     Raises:
         ValueError: Naming the argument and its value.
     """
-    if not 0 <= noise_multiplier < math.inf:
-        raise ValueError(f"noise_multiplier must be finite and at least 0, but is {noise_multiplier!r}.")
+    check_at_least("noise_multiplier", noise_multiplier)
     if not 0 < delta < 1:
         raise ValueError(f"delta must lie in (0, 1), but is {delta!r}.")
-
-
-def check_positive(name: str, value: float) -> None:
-    """Refuses a constant that is not finite and above 0, a clip norm for one.
-
-    Args:
-        name: The argument, as the caller spells it.
-        value: What was passed.
-
-    Raises:
-        ValueError: Naming the argument and its value.
-    """
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be finite and above 0, but is {value!r}.")
 
 
 def check_budget(epsilon: float | None, noise_multiplier: float | None, delta: float) -> None:
@@ -53,7 +39,7 @@ def check_budget(epsilon: float | None, noise_multiplier: float | None, delta: f
             f" noise_multiplier={noise_multiplier!r}."
         )
     if epsilon is not None:
-        check_positive("epsilon", epsilon)
+        check_above("epsilon", epsilon)
     check_noise(0.0 if noise_multiplier is None else noise_multiplier, delta)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from lit_methods.differential_privacy.functional import decoder_norm, series_inverse, toeplitz_sensitivity
 from lit_methods.differential_privacy.workload import Workload
+from lit_methods.errors import check_at_least
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,7 @@ def affordable_bandwidth(memory_mib: float, dimension: int) -> int:
     Raises:
         ValueError: If the memory is negative or not finite.
     """
-    if not 0 <= memory_mib < math.inf:
-        raise ValueError(f"memory_mib must be finite and at least 0, but is {memory_mib!r}.")
+    check_at_least("memory_mib", memory_mib)
     return 1 + int(memory_mib * 2**20 // (4 * dimension))
 
 

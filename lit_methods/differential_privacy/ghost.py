@@ -11,8 +11,8 @@ from lightning.pytorch import LightningModule
 from opacus.grad_sample import GradSampleHooksFastGradientClipping
 from torch import Tensor, nn
 
-from lit_methods.differential_privacy.budget import check_positive
 from lit_methods.differential_privacy.gradients import LayerHooks
+from lit_methods.errors import check_above
 
 _PER_SAMPLE = "Use clipping='per_sample'"
 
@@ -53,7 +53,7 @@ class GhostGradients(LayerHooks):
     """
 
     def __init__(self, module: nn.Module, max_grad_norm: float) -> None:
-        check_positive("max_grad_norm", max_grad_norm)
+        check_above("max_grad_norm", max_grad_norm)
         owners: dict[int, str] = {}
         for prefix, layer in module.named_modules():
             for name, p in layer.named_parameters(prefix, recurse=False):

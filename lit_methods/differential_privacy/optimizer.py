@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Protocol
 
 import torch
@@ -16,8 +15,8 @@ from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processe
 from torch import Tensor, distributed
 from torch.optim import Optimizer
 
-from lit_methods.differential_privacy.budget import check_positive
 from lit_methods.differential_privacy.noise import CorrelatedNoise
+from lit_methods.errors import check_above, check_at_least
 
 _FIXED = ("noise_multiplier", "_adjusted_noise_multiplier", "max_grad_norm", "expected_batch_size", "gradient_scale")
 
@@ -79,9 +78,8 @@ class CorrelatedNoiseMixin:
             ("expected_batch_size", expected_batch_size),
             ("gradient_scale", gradient_scale),
         ):
-            check_positive(name, value)
-        if not 0 <= noise_std < math.inf:
-            raise ValueError(f"noise_std must be finite and at least 0, but is {noise_std!r}.")
+            check_above(name, value)
+        check_at_least("noise_std", noise_std)
         super().__init__(  # type: ignore[call-arg]  # the mixin's next class is one of Opacus's optimizers
             optimizer,
             noise_multiplier=noise_std,

@@ -11,7 +11,7 @@ from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from lit_methods.differential_privacy.budget import check_budget, check_patterns, check_positive
+from lit_methods.differential_privacy.budget import check_budget, check_patterns
 from lit_methods.differential_privacy.factorization import BandedSquareRoot, Factorization
 from lit_methods.differential_privacy.ghost import GhostGradients
 from lit_methods.differential_privacy.guards import check_normalization, check_parameters
@@ -21,7 +21,7 @@ from lit_methods.differential_privacy.probes import BufferWatch
 from lit_methods.differential_privacy.run import Clipping, PrivateRun
 from lit_methods.differential_privacy.samplers import AccountedBatchSampler
 from lit_methods.differential_privacy.sampling import FixedOrder, Sampling
-from lit_methods.errors import check_object
+from lit_methods.errors import check_above, check_object
 
 
 class PrivateTraining(PrivateRun):
@@ -175,7 +175,7 @@ def make_private(
         MisconfigurationException: On layers or parameters that can't be trained privately.
     """
     check_budget(epsilon, noise_multiplier, delta)
-    check_positive("max_grad_norm", max_grad_norm)
+    check_above("max_grad_norm", max_grad_norm)
     patterns = check_patterns(allowed_buffers)
     check_object("factorization", factorization, Factorization, "BandedSquareRoot(bandwidth=8)")
     check_object("sampling", sampling, Sampling, "FixedOrder()")

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from lit_methods.differential_privacy.accounting import FixedOrderAccounting
-from lit_methods.differential_privacy.budget import check_budget, check_positive
+from lit_methods.differential_privacy.budget import check_budget
 from lit_methods.differential_privacy.factorization import BandedSquareRoot, Factorization, Participation
 from lit_methods.differential_privacy.functional import gaussian_noise_multiplier
 from lit_methods.differential_privacy.noise import CorrelatedNoise
 from lit_methods.differential_privacy.workload import Workload
-from lit_methods.errors import check_object
+from lit_methods.errors import check_above, check_object
 
 Update = Tensor | Mapping[str, Tensor]
 
@@ -62,7 +62,7 @@ class PrivateServerUpdate:
         unsafe_seed: int | None = None,
     ) -> None:
         check_budget(epsilon, noise_multiplier, delta)
-        check_positive("max_norm", max_norm)
+        check_above("max_norm", max_norm)
         check_object("factorization", factorization, Factorization, "BandedSquareRoot(bandwidth=8)")
         check_object("workload", workload, Workload, "Workload.sgd(momentum=0.9)")
         if expected_users < 1:

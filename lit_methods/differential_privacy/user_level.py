@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_methods.differential_privacy.budget import check_budget, check_positive
+from lit_methods.differential_privacy.budget import check_budget
 from lit_methods.differential_privacy.factorization import Factorization, Participation
 from lit_methods.differential_privacy.server import PrivateServerUpdate
 from lit_methods.differential_privacy.workload import Workload
+from lit_methods.errors import check_above
 
 
 class UserLevelRounds:
@@ -51,7 +52,7 @@ class UserLevelRounds:
         unsafe_seed: int | None = None,
     ) -> None:
         check_budget(epsilon, noise_multiplier, delta)
-        check_positive("max_norm", max_norm)
+        check_above("max_norm", max_norm)
         self.rounds, self.taken = rounds, 0
         self.server: PrivateServerUpdate | None = None
         self._options: dict[str, Any] = {

@@ -191,10 +191,10 @@ def test_what_voids_the_guarantee_is_refused() -> None:
     ("options", "message"),
     [
         ({}, "Give either epsilon or noise_multiplier"),
-        ({"epsilon": -1.0}, "epsilon must be finite and above 0"),
+        ({"epsilon": -1.0}, "epsilon=-1.0 must be above 0, and finite"),
         ({"epsilon": 1.0, "delta": 0.0}, r"delta must lie in \(0, 1\)"),
-        ({"epsilon": 1.0, "max_norm": 0.0}, "^max_norm must be finite and above 0, but is 0.0"),
-        ({"noise_multiplier": float("inf")}, "noise_multiplier .* is inf"),
+        ({"epsilon": 1.0, "max_norm": 0.0}, "^max_norm=0.0 must be above 0, and finite"),
+        ({"noise_multiplier": float("inf")}, "noise_multiplier=inf must be .*, and finite"),
     ],
 )
 def test_bad_arguments_are_refused(options: dict[str, float], message: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lit_methods.data_manipulation import (
     AtTheta,
@@ -70,6 +70,16 @@ def test_a_step_leaves_everything_as_it_was(name: str, kind: str) -> None:
         gains = HYPERGRADIENTS[name](toy).gains(toy.problem(), toy.weights).values
     assert gains.abs().sum() > 0
     assert _everything(toy) == before
+
+
+def test_gradients_require_none_themselves_not_even_of_unused_parameters() -> None:  # as they do on torch 2.9
+    network = nn.ModuleList([nn.Linear(3, 1), nn.Linear(3, 1)])
+    problem = Problem(
+        network, Tensor, lambda: network[0](torch.ones(3)).sum(), [{"params": network.parameters(), "lr": 1}]
+    )
+    gradient = problem.gradient(problem.val_loss())
+    assert gradient[2].count_nonzero() == 0
+    assert not any(each.requires_grad for each in gradient)
 
 
 @pytest.mark.parametrize("in_place", [False, True])

@@ -135,7 +135,7 @@ def test_bad_arguments() -> None:
         OptimalBandedToeplitz(0)
     with pytest.raises(ValueError, match="bandwidth=6 passes the separation of 5"):
         OptimalBandedToeplitz(6).strategy(WORKLOAD, SCHEDULE, 1)
-    with pytest.raises(ValueError, match="memory_mib must be finite and at least 0"):
+    with pytest.raises(ValueError, match=r"memory_mib=-1\.0 must be at least 0, and finite"):
         BestClosedForm(memory_mib=-1.0).strategy(WORKLOAD, SCHEDULE, 1)
     with pytest.raises(ValueError, match="separation must be at least 1, but is 0"):
         Participation(4, 1, 0)

@@ -80,7 +80,7 @@ def per_sample_run(std: float = 0.5, kind: Any = CorrelatedNoiseOptimizer) -> Te
 def test_constants_out_of_range_are_refused(name: str, value: float) -> None:
     model = network()
     options: dict[str, Any] = {"noise_std": 0.5, "max_grad_norm": 0.7, "expected_batch_size": 8, name: value}
-    with pytest.raises(ValueError, match=f"{name} must be finite and .*, but is {value}"):
+    with pytest.raises(ValueError, match=f"{name}={value} must be .*, and finite"):
         CorrelatedNoiseOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), noise=noise(38), **options)
 
 

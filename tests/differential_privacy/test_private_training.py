@@ -304,9 +304,9 @@ def test_buffers_that_learn_are_noticed_before_the_first_release() -> None:
     ("options", "match"),
     [
         ({"epsilon": 1.0, "noise_multiplier": 1.0}, "either epsilon or noise_multiplier"),
-        ({"epsilon": 0.0}, "epsilon must be finite and above 0, but is 0.0"),
+        ({"epsilon": 0.0}, "epsilon=0.0 must be above 0, and finite"),
         ({"delta": 1.0}, "delta must lie in"),
-        ({"max_grad_norm": 0.0}, "max_grad_norm must be finite and above 0"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm=0.0 must be above 0, and finite"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"clipping": "ghost", "loss_reduction": "none"}, "loss_reduction must be one of .*'none'"),
         ({"clipping": "flat"}, "clipping must be one of .*'flat'"),

@@ -98,8 +98,8 @@ def test_the_state_is_plain(tmp_path: Any) -> None:
     ("options", "error", "match"),
     [
         ({"expected_users": 0}, ValueError, "expected_users must be at least 1, but is 0"),
-        ({"max_norm": 0.0}, ValueError, "^max_norm must be finite and above 0, but is 0.0"),
-        ({"max_norm": float("inf")}, ValueError, "max_norm .* is inf"),
+        ({"max_norm": 0.0}, ValueError, "^max_norm=0.0 must be above 0, and finite"),
+        ({"max_norm": float("inf")}, ValueError, "max_norm=inf must be .*, and finite"),
         ({"noise_multiplier": -1.0}, ValueError, "noise_multiplier"),
         ({"like": {"count": torch.zeros(1, dtype=torch.long)}}, TypeError, "'count'.*not of floating point"),
     ],
